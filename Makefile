@@ -1,0 +1,50 @@
+# make demo   train a small Vim on Fashion-MNIST here and look at it (first run installs everything)
+# make test   lint, types, tests, Triton kernels in the interpreter, timm's own model tests
+# make fast   the quick part of the tests
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+JOBS ?= 2
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SOURCES := setup.cfg setup.py constraints.txt $(wildcard kernels/csrc/*)
+
+.PHONY: demo test fast lint types unit interp conformance clean
+
+demo: $(VENV)/.demo-ready
+	$(BIN)/python tools/train.py configs/classification/vim-pico_fashion-mnist.py --work-dir work_dirs/demo
+
+test: $(VENV)/.test-ready
+	$(MAKE) lint types unit interp conformance
+
+fast: $(VENV)/.test-ready
+	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not gpu'
+
+lint: $(VENV)/.test-ready
+	$(BIN)/ruff check .
+
+types: $(VENV)/.test-ready
+	$(BIN)/mypy
+
+unit: $(VENV)/.test-ready
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --durations 10
+
+interp: $(VENV)/.test-ready
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(JOBS) -m interp tests/kernels
+
+conformance: $(VENV)/.test-ready
+	$(BIN)/python tests/timm_conformance/run.py -n $(JOBS)
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --upgrade pip
+
+$(VENV)/.demo-ready: $(VENV)/bin/python $(SOURCES)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm]'
+	touch $@
+
+$(VENV)/.test-ready: $(VENV)/bin/python $(SOURCES)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,dev]'
+	touch $@ $(VENV)/.demo-ready
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache work_dirs/demo

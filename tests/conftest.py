@@ -1,0 +1,27 @@
+"""Settings of every test: fixed seed, a bounded number of threads, the folder of golden fixtures."""
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Parallel workers share the cores: one thread each; a single process takes two."""
+    workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
+    torch.set_num_threads(1 if workers > 1 else 2)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> Iterator[None]:
+    torch.manual_seed(0)
+    yield
+
+
+@pytest.fixture(scope='session')
+def repo_root() -> Path:
+    """The checkout that is under test."""
+    return ROOT

@@ -1,0 +1,176 @@
+"""What the design forbids, checked on the source itself: import directions, near copies, length, device literals."""
+import ast
+import difflib
+import itertools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / 'visionssm'
+KERNELS = ROOT / 'kernels' / 'visionssm_kernels'
+SOURCES = sorted([*PACKAGE.rglob('*.py'), *KERNELS.rglob('*.py')])
+TOOLS = sorted((ROOT / 'tools').glob('*.py'))
+
+MM = {'mmengine', 'mmcv', 'mmdet', 'mmseg'}
+# folder below the root -> top-level names it may not import, and packages of ours that it may import
+LAYERS = {
+    'kernels/visionssm_kernels': {'visionssm_kernels'},
+    'visionssm/utils': {'visionssm.utils'},
+    'visionssm/checkpoints': {'visionssm.checkpoints', 'visionssm.utils'},
+    'visionssm/layers': {'visionssm.layers', 'visionssm.utils', 'visionssm_kernels'},
+    'visionssm/models': {'visionssm.models', 'visionssm.layers', 'visionssm.checkpoints', 'visionssm.utils',
+                         'visionssm_kernels'},
+    'visionssm/data': {'visionssm.data', 'visionssm.utils'},
+}
+OPTIONAL = MM | {'cv2', 'matplotlib', 'scipy', 'albumentations', 'diffusers', 'tensorboard', 'mamba_ssm', 'causal_conv1d'}
+MAX_LINES = [('visionssm/models/', 1000), ('visionssm/layers/', 350), ('kernels/', 400), ('tests/', 400), ('', 500)]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported_names(path: Path) -> Iterator[tuple[int, str]]:
+    """Absolute dotted names that a file imports anywhere in it, relative imports resolved."""
+    base = KERNELS.parent if path.is_relative_to(KERNELS) else ROOT
+    package = path.relative_to(base).with_suffix('').parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            prefix = list(package[:len(package) - node.level + 1]) if node.level else []
+            module = '.'.join([*prefix, *([node.module] if node.module else [])])
+            if module in ('visionssm', ''):
+                yield from ((node.lineno, f'{module}.{alias.name}') for alias in node.names)
+            else:
+                yield node.lineno, module
+
+
+def functions(path: Path) -> Iterator[ast.FunctionDef]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node
+
+
+def normalised_body(node: ast.FunctionDef) -> list[str]:
+    """The lines of a function without its docstring and comments, as the syntax tree prints them."""
+    body = node.body
+    if isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+        body = body[1:]
+    return [line for part in body for line in ast.unparse(part).splitlines()]
+
+
+def test_there_are_sources_to_check():
+    assert len(SOURCES) > 20
+
+
+@pytest.mark.parametrize('folder', LAYERS)
+def test_imports_point_downwards(folder: str):
+    wrong = []
+    for path in (p for p in SOURCES if relative(p).startswith(folder + '/')):
+        for line, name in imported_names(path):
+            if name.split('.')[0] not in ('visionssm', 'visionssm_kernels') or name == 'visionssm._version':
+                continue
+            if not any(name == ok or name.startswith(ok + '.') for ok in LAYERS[folder]):
+                wrong.append(f'{relative(path)}:{line} imports {name}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_only_the_outer_rim_imports_optional_packages():
+    rim = ('visionssm/openmmlab/', 'visionssm/registry.py')
+    wrong = [f'{relative(path)}:{line} imports {name}' for path in SOURCES if not relative(path).startswith(rim)
+             for line, name in imported_names(path) if name.split('.')[0] in OPTIONAL]
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_only_triton_files_import_triton():
+    wrong = [f'{relative(path)}:{line}' for path in SOURCES if path.name != 'triton_impl.py'
+             for line, name in imported_names(path) if name.split('.')[0] == 'triton']
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_importing_the_package_loads_nothing_optional():
+    code = ('import sys, visionssm\n'
+            f'heavy = sorted({sorted(OPTIONAL)!r} & sys.modules.keys())\n'
+            'heavy += [name for name in sys.modules if name.endswith(".triton_impl")]\n'
+            'print(",".join(heavy))').replace(f'{sorted(OPTIONAL)!r}', f'set({sorted(OPTIONAL)!r})')
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.strip() == ''
+
+
+def test_importing_the_package_costs_little_beyond_timm():
+    code = ('import time, timm\nstart = time.process_time()\nimport visionssm\n'
+            'print(time.process_time() - start)')
+    runs = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT,
+                                 check=True).stdout) for _ in range(2)]
+    assert min(runs) <= 0.6, f'import visionssm takes {min(runs):.2f} s of processor time after import timm'
+
+
+def test_device_names_stay_in_the_back_ends():
+    allowed = {'_dispatch.py', 'triton_impl.py'}
+    wrong = [f'{relative(path)}:{number}' for path in SOURCES if path.name not in allowed
+             for number, line in enumerate(path.read_text().splitlines(), 1)
+             if re.search(r"""\.cuda\(|['"]cuda""", line)]
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_files_stay_readable_in_length():
+    wrong = []
+    for path in [*SOURCES, *TOOLS, *sorted((ROOT / 'tests').rglob('*.py'))]:
+        limit = next(limit for prefix, limit in MAX_LINES if relative(path).startswith(prefix))
+        lines = len(path.read_text().splitlines())
+        if lines > limit:
+            wrong.append(f'{relative(path)}: {lines} lines, at most {limit}')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_functions_stay_readable_in_length():
+    wrong = []
+    for path in [*SOURCES, *TOOLS]:
+        if path.name == 'triton_impl.py':
+            continue
+        for node in functions(path):
+            docstring = ast.get_docstring(node, clean=False) or ''
+            lines = node.end_lineno - node.lineno + 1 - len(docstring.splitlines())
+            if node.name != '__init__' and lines > 60:
+                wrong.append(f'{relative(path)}:{node.lineno} {node.name}: {lines} lines without its docstring')
+    assert not wrong, '\n'.join(wrong)
+
+
+def test_no_function_is_a_near_copy_of_another():
+    bodies = [(f'{relative(path)}:{node.lineno} {node.name}', normalised_body(node))
+              for path in SOURCES for node in functions(path)]
+    long = [(where, body) for where, body in bodies if len(body) >= 25]
+    copies = []
+    for (first, a), (second, b) in itertools.combinations(long, 2):
+        matcher = difflib.SequenceMatcher(None, a, b, autojunk=False)
+        if matcher.real_quick_ratio() >= 0.8 and matcher.quick_ratio() >= 0.8 and matcher.ratio() >= 0.8:
+            copies.append(f'{first} ~ {second}: {matcher.ratio():.2f}')
+    assert not copies, '\n'.join(copies)
+
+
+def test_every_function_of_the_packages_is_annotated_and_every_module_described():
+    wrong = [relative(path) for path in SOURCES if not ast.get_docstring(ast.parse(path.read_text()))]
+    assert not wrong, f'no module docstring: {wrong}'
+
+
+def test_kernels_folder_is_no_package():
+    assert not (ROOT / 'kernels' / '__init__.py').exists()
+    assert not (ROOT / 'configs' / '__init__.py').exists()
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_both_packages_and_their_data(tmp_path: Path):
+    import zipfile
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir',
+                    str(tmp_path), str(ROOT)], check=True, cwd=tmp_path)
+    names = zipfile.ZipFile(next(tmp_path.glob('visionssm-*.whl'))).namelist()
+    for needed in ('visionssm/models/vim.py', 'visionssm_kernels/selective_scan/op.py',
+                   'classification/vim-pico_fashion-mnist.py'):
+        assert any(name.endswith(needed) for name in names), f'{needed} is missing from the wheel'
+    assert not any(name.startswith(('tests/', 'tools/', 'kernels/')) for name in names)
