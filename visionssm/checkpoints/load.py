@@ -1,0 +1,233 @@
+"""Safe reading, checking and atomic writing of weight files.
+
+Files are read with `weights_only=True` (or safetensors), so that a foreign file cannot run code. Beside tensors only
+`argparse.Namespace` is let through, which the published training files hold under `args`.
+"""
+
+import argparse
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import nn
+
+from visionssm.utils.suggest import list_names
+
+__all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint', 'save_safetensors', 'unwrap']
+
+_PLAIN_KEYS = ('state_dict', 'model', 'module')
+_EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict')
+_WRAPPER_PREFIXES = ('module.', '_orig_mod.')
+
+
+class CheckpointError(ValueError):
+    """A weight file that cannot be read, or that belongs to another model."""
+
+
+def read_checkpoint(path: str | os.PathLike, device: str | torch.device = 'cpu') -> dict[str, Any]:
+    """Read a weight file safely and return all that it holds.
+
+    Args:
+        path: A `.safetensors` file, or a file written by `torch.save`.
+        device: Where the tensors go.
+
+    Returns:
+        The dictionary in the file: a state dict, or a training checkpoint that holds one.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file is empty, cut off, of another kind, or needs more than plain tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'There is no checkpoint file {str(path)!r}.')
+    if path.stat().st_size == 0:
+        raise CheckpointError(f'The checkpoint {str(path)!r} is empty (0 bytes): fetch or save it again.')
+    read = _read_safetensors if path.suffix == '.safetensors' else _read_pickle
+    content = read(path, device)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f'The checkpoint {str(path)!r} holds a {type(content).__name__}, not a dictionary of tensors.')
+    return dict(content)
+
+
+def load_state_dict(
+        path: str | os.PathLike,
+        ema: bool = False,
+        device: str | torch.device = 'cpu',
+) -> dict[str, torch.Tensor]:
+    """Read the state dict of one model from a weight file or a training checkpoint.
+
+    Args:
+        path: A `.safetensors` file, or a file written by `torch.save`.
+        ema: Prefer the averaged weights where the file holds both.
+        device: Where the tensors go.
+
+    Returns:
+        Key to tensor, without the prefixes that DistributedDataParallel and torch.compile add.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        CheckpointError: The file cannot be read, or holds no tensors.
+    """
+    state_dict = unwrap(read_checkpoint(path, device), ema=ema)
+    if not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
+        found = list_names(sorted(map(str, state_dict))) or 'nothing'
+        raise CheckpointError(f'The checkpoint {str(path)!r} holds no tensors. It holds: {found}.')
+    return state_dict
+
+
+def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:
+    """Take the state dict out of a training checkpoint and strip wrapper prefixes from its keys.
+
+    Args:
+        checkpoint: A state dict, or a dictionary that holds one under a usual name.
+        ema: Prefer the averaged weights where both are there.
+
+    Returns:
+        The state dict; a plain state dict comes back as it is.
+    """
+    order = _EMA_KEYS + _PLAIN_KEYS if ema else _PLAIN_KEYS + _EMA_KEYS
+    for key in order:
+        if isinstance(checkpoint.get(key), Mapping):
+            return unwrap(checkpoint[key], ema=ema)
+    return {_strip(key): value for key, value in checkpoint.items()}
+
+
+def check_fit(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str = 'The state dict') -> None:
+    """Raise one error that lists every key in which a state dict differs from a model.
+
+    Args:
+        model: The model that is to take the weights.
+        state_dict: Keys in the model's own names.
+        source: What to call the state dict in the error.
+
+    Raises:
+        CheckpointError: A key is missing, unexpected or of another shape.
+    """
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    given = {key: tuple(value.shape) for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
+    compare_shapes(wanted, given, f'{source} does not fit {type(model).__name__}')
+
+
+def compare_shapes(
+        wanted: Mapping[str, tuple[int, ...]],
+        given: Mapping[str, tuple[int, ...]],
+        headline: str,
+) -> None:
+    """Raise one error that lists every missing, unexpected and mis-shaped key.
+
+    Args:
+        wanted: Key to shape as the model has them.
+        given: Key to shape as the file has them.
+        headline: First part of the message.
+
+    Raises:
+        CheckpointError: The two differ.
+    """
+    missing = [key for key in wanted if key not in given]
+    unexpected = [key for key in given if key not in wanted]
+    shapes = [
+        f'{key} is {given[key]}, expected {shape}' for key, shape in wanted.items() if given.get(key, shape) != shape]
+    parts = [
+        f'{len(names)} {label}: {list_names(names)}'
+        for label, names in (('missing', missing), ('unexpected', unexpected), ('mis-shaped', shapes)) if names]
+    if parts:
+        raise CheckpointError(f'{headline} ({len(wanted)} keys expected, {len(given)} given).\n  ' + '\n  '.join(parts))
+
+
+def save_safetensors(
+        state_dict: Mapping[str, torch.Tensor],
+        path: str | os.PathLike,
+        metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a state dict so that the target is either the old file or the complete new one, never a part.
+
+    Args:
+        state_dict: Key to tensor; tensors that share memory are written twice.
+        path: Target; missing parent folders are made.
+        metadata: Strings to store in the header.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        OSError: The disk is full or not writable; the target is left as it was and no temporary file remains.
+    """
+    path = Path(path)
+    tensors = {key: value.detach().to('cpu').contiguous().clone() for key, value in state_dict.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
+    os.close(handle)
+    try:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata={'format': 'pt', **(metadata or {})})
+            _flush(temporary)
+        except safetensors.SafetensorError as error:
+            # The library reports a full disk through its own class; callers handle disks through OSError.
+            raise OSError(f'Could not write {str(path)!r}: {error}') from error
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    return path
+
+
+def _flush(path: str) -> None:
+    handle = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(handle)
+        # mkstemp makes files private; a checkpoint follows the user's umask like any other file.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(path, 0o666 & ~umask)
+    finally:
+        os.close(handle)
+
+
+def _strip(key: str) -> str:
+    while key.startswith(_WRAPPER_PREFIXES):
+        key = key.split('.', 1)[1]
+    return key
+
+
+def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def _read_pickle(path: Path, device: str | torch.device) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:
+        unsafe = _unsafe_globals(path)
+        if not unsafe:
+            raise CheckpointError(_damaged(path, error)) from error
+        raise CheckpointError(
+            f'The checkpoint {str(path)!r} needs Python objects that are not loaded from files: {", ".join(unsafe)}. '
+            f'If you trust its origin, open it once with torch.load(..., weights_only=False) and save the state dict '
+            f'alone with visionssm.checkpoints.save_safetensors.') from error
+    except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def _unsafe_globals(path: Path) -> list[str]:
+    try:
+        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except (EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError):
+        return []
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).split('\n', 1)[0][:200]
+    return (f'The checkpoint {str(path)!r} ({path.stat().st_size} bytes) cannot be read: it is cut off, damaged or not '
+            f'a checkpoint ({type(error).__name__}: {reason}). Fetch or save it again.')
