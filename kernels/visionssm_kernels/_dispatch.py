@@ -1,0 +1,213 @@
+"""Choice of the backend that runs an op: by tensor device, by `use_backend`, by environment.
+
+An op folder holds one module a backend. Every backend module of the scan (`selective_scan/reference.py`,
+`chunked.py`, `cpu.py`, `triton_impl.py`) exposes the two functions below, with exactly these signatures; they are called
+underneath autograd, so neither may rely on it.
+
+    forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge) -> (out, last_state, checkpoints)
+    backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints, delta_softplus, reverse, merge)
+        -> (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias)
+
+Canonical inputs (K routes over L positions; position l of route k is pixel `index[k, l]`):
+
+    u            (B, K, D, L), or (B, 1, D, L) when the routes read the same map
+    delta        (B, K, D, L)
+    A            (K, D, N)
+    B, C         (B, K, G, N, L) with the group of channel d = d // (D / G), or constant over time and batch: (K, D, N);
+                 B and C choose independently
+    D            (K, D) or None
+    z            (B, K, D, L) or None: y <- y * silu(z)
+    delta_bias   (K, D) or None
+    index        (K, L) int32, contiguous, on the device of u, every row a permutation of 0..L-1; or None for the
+                 natural order
+    reverse      the scan runs from the last position to the first (only with index None)
+    merge        the routes are summed: `out` is (B, 1, D, L) instead of (B, K, D, L)
+
+Every map (u, delta, B, C, z, out and the gradients) is laid out by pixel, never by position: the backend addresses pixels
+in route order. B >= 1, D >= 1, N >= 1, L >= 1. u, delta, B, C and z are of any floating dtype each and may have any
+strides, expanded ones (stride 0) included; A, D and delta_bias are in the accumulation dtype (`accumulation_dtype`:
+float64 for float64 inputs, else float32) and contiguous.
+
+Results of `forward`: `out` contiguous in the dtype of u, rounded once, after the merge; `last_state` (B, K, D, N) after
+the last position of each route; `checkpoints` (B, K, D, ceil(L / CHUNK), N), contiguous: the state before position
+j * CHUNK in route order (zero for j = 0). Both in the accumulation dtype.
+`backward` gets `dout` in the shape of `out` (any strides and floating dtype), `dlast_state` (B, K, D, N) or None. It
+returns every gradient in the shape of its input, in any floating dtype (the op casts), None where the input is None.
+Checkpoints written by one backend are read by another: the layout above is binding.
+"""
+import contextlib
+import contextvars
+import dataclasses
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import torch
+
+_logger = logging.getLogger('visionssm')
+
+CHUNK = 64
+"""Positions between two state checkpoints; memory of a scan is O(B D L (1 + N / CHUNK))."""
+
+ENV_BACKEND = 'VISIONSSM_BACKEND'
+ENV_STRICT = 'VISIONSSM_STRICT'
+BACKENDS = ('auto', 'cpu', 'native', 'chunked', 'triton', 'reference')
+_ORDER = {'cpu': ('native', 'chunked', 'reference'), 'cuda': ('triton', 'chunked', 'reference')}
+_DEFAULT_ORDER = ('chunked', 'reference')
+
+
+@dataclasses.dataclass(frozen=True)
+class Backend:
+    """One way to run an op: a module, and a function that says why it cannot run on a device type (None: it can)."""
+    name: str
+    module: str
+    why_not: Callable[[str], str | None]
+
+
+_registry: dict[str, dict[str, Backend]] = {}
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar('visionssm_backend', default=None)
+_strict: bool | None = None
+_logged: set[tuple[str, str, str]] = set()
+
+
+def _always(device_type: str) -> str | None:
+    return None
+
+
+def register_backend(op: str, name: str, module: str, why_not: Callable[[str], str | None] = _always) -> None:
+    """Adds a backend to an op.
+
+    Args:
+        op: Name of the op, for example 'selective_scan'.
+        name: One of `BACKENDS` except 'auto' and 'cpu'.
+        module: Module to import at first use.
+        why_not: Maps a device type to None, or to the reason why this backend cannot run there.
+    """
+    _registry.setdefault(op, {})[name] = Backend(name, module, why_not)
+
+
+def triton_why_not(device_type: str) -> str | None:
+    """Says why Triton cannot run on a device type, None if it can."""
+    interpreted = os.environ.get('TRITON_INTERPRET') == '1'
+    if importlib.util.find_spec('triton') is None:
+        return 'triton is not installed'
+    if device_type == 'cuda' or (device_type == 'cpu' and interpreted):
+        return None
+    return f'triton has no {device_type} target here (TRITON_INTERPRET=1 runs it on the CPU, slowly)'
+
+
+def _check_name(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f'{source} got {name!r}; allowed: {", ".join(BACKENDS)}')
+    return name
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Context manager that runs every op of this package with one backend.
+
+    Args:
+        name: 'auto' (by device), 'cpu' (native where built, else chunked), 'native', 'chunked', 'triton' or 'reference'.
+    """
+    token = _forced.set(_check_name(name, 'use_backend'))
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def set_strict(strict: bool | None) -> None:
+    """Makes a backend that cannot run an error instead of a fall-back.
+
+    Args:
+        strict: True or False; None returns the choice to the environment variable VISIONSSM_STRICT.
+    """
+    global _strict
+    _strict = strict
+
+
+def is_strict() -> bool:
+    """Says whether a backend that cannot run is an error."""
+    return os.environ.get(ENV_STRICT, '0') not in ('', '0') if _strict is None else _strict
+
+
+def requested_backend() -> str:
+    """Returns the name asked for: innermost `use_backend`, else VISIONSSM_BACKEND, else 'auto'."""
+    return _forced.get() or _check_name(os.environ.get(ENV_BACKEND) or 'auto', ENV_BACKEND)
+
+
+def _candidates(name: str, device_type: str) -> tuple[str, ...]:
+    order = _ORDER.get(device_type, _DEFAULT_ORDER)
+    if name == 'auto':
+        return order
+    if name == 'cpu':
+        return ('native', 'chunked', 'reference')
+    return (name, *(other for other in order if other != name))
+
+
+def _log_once(op: str, name: str, device_type: str, refused: list[str], requested: str) -> None:
+    if (op, name, device_type) in _logged:
+        return
+    _logged.add((op, name, device_type))
+    passed_over = f' ({"; ".join(refused)})' if refused else ''
+    explicit_miss = refused and requested not in ('auto', 'cpu')
+    _logger.log(logging.WARNING if explicit_miss else logging.INFO,
+                '%s runs on %s with backend %s%s', op, device_type, name, passed_over)
+
+
+def select_backend(op: str, device: torch.device) -> ModuleType:
+    """Picks and imports the backend module of an op for a device.
+
+    Args:
+        op: Name of the op.
+        device: Device of the op's tensors.
+
+    Returns:
+        The backend module.
+    """
+    requested = requested_backend()
+    backends, refused = _registry[op], []
+    for name in _candidates(requested, device.type):
+        if name not in backends:
+            reason = 'this op has no such backend'
+        else:
+            reason = backends[name].why_not(device.type)
+            if reason is None:
+                _log_once(op, name, device.type, refused, requested)
+                return importlib.import_module(backends[name].module)
+        refused.append(f'{name}: {reason}')
+        if is_strict():
+            raise RuntimeError(
+                f'{op} cannot run on {device.type} with backend {name!r}: {reason}. Strict mode forbids a fall-back; '
+                f"choose another with use_backend(...) or {ENV_BACKEND}, or switch strict mode off with set_strict(False)")
+    raise RuntimeError(f'{op} has no backend for {device.type}: {"; ".join(refused)}')
+
+
+def backend_report() -> str:
+    """Returns a table of every op and backend: whether it can run on this machine, and why not.
+
+    Returns:
+        The table as text, one line for each (op, device type, backend).
+    """
+    device_types = ['cpu']
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None:
+        device_types.append(accelerator.type)
+    rows = [('op', 'device', 'backend', 'state')]
+    for op, backends in sorted(_registry.items()):
+        for device_type in device_types:
+            order = _candidates(requested_backend(), device_type)
+            reasons = {name: backend.why_not(device_type) for name, backend in backends.items()}
+            chosen = next((name for name in order if name in reasons and reasons[name] is None), None)
+            for name, reason in reasons.items():
+                state = 'chosen' if name == chosen else 'can run' if reason is None else f'cannot run: {reason}'
+                rows.append((op, device_type, name, state))
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    return '\n'.join('  '.join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows)
+
+
+def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """Returns the dtype of states and sums: float64 if any tensor is float64, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32

@@ -1,0 +1,71 @@
+"""Registration of ops with torch.library: one call an op for schema, kernel, fake kernel, autograd, FLOPs, decomposition."""
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+NAMESPACE = 'visionssm'
+_LIBRARY = torch.library.Library(NAMESPACE, 'FRAGMENT')
+_decompositions: dict[torch._ops.OpOverload, Callable] = {}
+
+
+def overload(name: str) -> torch._ops.OpOverload:
+    """Returns the registered op `visionssm::<name>`."""
+    return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def define_op(
+        name: str,
+        signature: str,
+        kernel: Callable,
+        fake: Callable,
+        setup_context: Callable | None = None,
+        backward: Callable | None = None,
+        flops: Callable | None = None,
+        decomposition: Callable | None = None,
+) -> torch._ops.OpOverload:
+    """Registers a primitive op for every device; the kernel chooses its backend by itself.
+
+    Args:
+        name: Name without the namespace.
+        signature: Schema without the name, '(Tensor x) -> Tensor'.
+        kernel: Computes the op on real tensors, underneath autograd.
+        fake: Computes empty outputs of the right shape, dtype and strides.
+        setup_context: Saves what `backward` needs (torch.library.register_autograd).
+        backward: Gradient formula built of other ops.
+        flops: FLOP formula: shapes of the tensor arguments, `out_shape` by keyword -> number of FLOPs.
+        decomposition: Traceable function of the same signature made of ATen ops only, for export.
+    """
+    qualified = f'{NAMESPACE}::{name}'
+    torch.library.define(qualified, signature, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, 'CompositeExplicitAutograd', kernel, lib=_LIBRARY)
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    if backward is not None:
+        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+    op = overload(name)
+    if flops is not None:
+        register_flop_formula(op.overloadpacket)(flops)
+    if decomposition is not None:
+        _decompositions[op] = decomposition
+    return op
+
+
+def define_composite(name: str, signature: str, function: Callable) -> torch._ops.OpOverload:
+    """Registers an op that is a Python function of other ops; autograd, fakes and export look through it.
+
+    As a registered op it can be called in scripted and FX-traced modules, where a Python function with checks cannot.
+
+    Args:
+        name: Name without the namespace.
+        signature: Schema without the name.
+        function: The function.
+    """
+    qualified = f'{NAMESPACE}::{name}'
+    torch.library.define(qualified, signature, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(qualified, 'CompositeImplicitAutograd', function, lib=_LIBRARY)
+    return overload(name)
+
+
+def export_decompositions() -> dict[torch._ops.OpOverload, Callable]:
+    """Returns {op: traceable function of ATen ops} for `ExportedProgram.run_decompositions`."""
+    return dict(_decompositions)

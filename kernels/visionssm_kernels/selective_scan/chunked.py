@@ -1,0 +1,4 @@
+"""PyTorch path."""
+from .reference import backward, forward
+
+__all__ = ['backward', 'forward']

@@ -1,0 +1,144 @@
+"""The selective scan over 2-D routes: checks and shapes around the primitive `visionssm::routed_scan`."""
+import torch
+
+from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
+from .._library import define_composite
+from ..selective_scan.op import routed_scan
+from .routes import Routes, check_table, get_routes
+
+MERGES = ('sum', 'mean', 'none')
+
+
+def _is_traced(x: torch.Tensor) -> bool:
+    """Says whether x stands for a tensor of a graph under construction, where a cached table would be a constant."""
+    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def _resolve(
+        routes: str,
+        table: torch.Tensor | None,
+        u: torch.Tensor,
+) -> tuple[int, torch.Tensor | None, bool]:
+    """Returns the number of routes, their table (None for the memory order) and whether the order is reversed."""
+    if table is not None:
+        if table.device != u.device:
+            raise ValueError(f'selective_scan_2d: the table of routes is on {table.device}, but u is on {u.device}')
+        return table.shape[0], table.to(torch.int32).contiguous(), False
+    named = get_routes(routes)
+    if named.natural is not None:
+        return len(named), None, named.natural == 'reverse'
+    make = named.build if _is_traced(u) else named.table
+    return len(named), make(u.shape[-2], u.shape[-1], u.device), False
+
+
+def _canonical_matrix(name: str, x: torch.Tensor, size: tuple[int, ...], dim: int) -> torch.Tensor:
+    """Checks B or C and returns it as (B, K, G, N, L)."""
+    op, (batch, routes, state, height, width) = 'selective_scan_2d', size
+    check_ndim(op, name, x, (5, 6), '(B, K, N, H, W) or (B, K, G, N, H, W)')
+    if x.ndim == 5:
+        check_shape(op, name, x, size, '(B, K, N, H, W)')
+        return x.flatten(-2)[:, :, None]
+    groups = x.shape[2]
+    check_shape(op, name, x, (batch, routes, groups, state, height, width), '(B, K, G, N, H, W)')
+    if groups == 0 or dim % groups:
+        raise ValueError(f'{op}: the {groups} groups of {name} must divide the {dim} channels of u')
+    return x.flatten(-2)
+
+
+def _selective_scan_2d(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None = None,
+        delta_bias: torch.Tensor | None = None,
+        delta_softplus: bool = False,
+        routes: str = 'cross',
+        merge: str = 'sum',
+        table: torch.Tensor | None = None,
+) -> torch.Tensor:
+    op = 'selective_scan_2d'
+    if merge not in MERGES:
+        raise ValueError(f'{op}: merge must be one of {", ".join(MERGES)}, got {merge!r}')
+    check_tensors(op, u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
+    check_ndim(op, 'u', u, (4, 5), '(B, D, H, W), or (B, K, D, H, W) for one map a route')
+    check_ndim(op, 'A', A, (2,), '(K * D, N)')
+    batch, dim, height, width = u.shape[0], *u.shape[-3:]
+    state = A.shape[1]
+    check_not_empty(op, D=dim, N=state, H=height, W=width)
+    num_routes, index, reverse = _resolve(routes, table, u)
+    if u.ndim == 5:
+        check_shape(op, 'u', u, (batch, num_routes, dim, height, width), '(B, K, D, H, W)')
+    check_shape(op, 'delta', delta, (batch, num_routes, dim, height, width), '(B, K, D, H, W)')
+    check_shape(op, 'A', A, (num_routes * dim, state), '(K * D, N)')
+    for name, x in (('D', D), ('delta_bias', delta_bias)):
+        if x is not None:
+            check_shape(op, name, x, (num_routes * dim,), '(K * D,)')
+    size = (batch, num_routes, state, height, width)
+    B, C = _canonical_matrix('B', B, size, dim), _canonical_matrix('C', C, size, dim)
+    if index is not None and table is not None:
+        check_shape(op, 'table', table, (num_routes, height * width), '(K, H * W)')
+    D, delta_bias = (None if x is None else x.view(num_routes, dim) for x in (D, delta_bias))
+    out, _, _ = routed_scan(
+        u.flatten(-2) if u.ndim == 5 else u.flatten(-2)[:, None], delta.flatten(-2), A.view(num_routes, dim, state), B, C,
+        D, None, delta_bias, index, delta_softplus, reverse, merge != 'none')
+    if merge == 'mean':
+        out = out / num_routes
+    out = out.unflatten(-1, (height, width))
+    return out if merge == 'none' else out[:, 0]
+
+
+define_composite(
+    'selective_scan_2d',
+    '(Tensor u, Tensor delta, Tensor A, Tensor B, Tensor C, Tensor? D=None, Tensor? delta_bias=None, '
+    "bool delta_softplus=False, str routes='cross', str merge='sum', Tensor? table=None) -> Tensor",
+    _selective_scan_2d)
+
+
+def selective_scan_2d(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None = None,
+        delta_bias: torch.Tensor | None = None,
+        delta_softplus: bool = False,
+        routes: str | Routes | torch.Tensor = 'cross',
+        merge: str = 'sum',
+) -> torch.Tensor:
+    """Runs the selective scan along K routes over a map and merges the results on their pixels.
+
+    Every map is laid out by pixel; the kernel reads pixels in route order, so nothing is copied or flipped. The
+    recurrence is that of `selective_scan`, with parameters of its own for each route. A scripted module calls
+    `torch.ops.visionssm.selective_scan_2d` (routes by name, or by `table`).
+
+    Args:
+        u: Input, (B, D, H, W); or one a route, (B, K, D, H, W).
+        delta: Step sizes, (B, K, D, H, W).
+        A: Decay rates, (K * D, N), route slow, channel fast.
+        B: Input matrix, (B, K, N, H, W), or grouped (B, K, G, N, H, W) with group d // (D / G) for channel d.
+        C: Output matrix, any of the forms of B.
+        D: Skip weights, (K * D,).
+        delta_bias: Added to delta, (K * D,).
+        delta_softplus: Applies softplus to delta (after the bias).
+        routes: Name in `routes.ROUTES`, a `Routes` object, or a table (K, H * W) of pixel numbers in scan order.
+        merge: 'sum' or 'mean' over the routes, or 'none'.
+
+    Returns:
+        (B, D, H, W), or (B, K, D, H, W) with merge 'none'; in the dtype of u.
+
+    Note:
+        Precision and gradients as for `selective_scan`.
+    """
+    table = None
+    if isinstance(routes, Routes):
+        make = routes.build if _is_traced(u) else routes.table
+        table, routes = make(u.shape[-2], u.shape[-1], u.device), ''
+    elif isinstance(routes, torch.Tensor):
+        if not _is_traced(u):
+            check_table(routes, u.shape[-2] * u.shape[-1])
+        table, routes = routes.to(u.device), ''
+    return torch.ops.visionssm.selective_scan_2d(
+        u, delta, A, B, C, D, delta_bias, delta_softplus, routes, merge, table)

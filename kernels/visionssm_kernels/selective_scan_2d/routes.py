@@ -1,0 +1,211 @@
+"""Scan orders over the pixels of a map, as data: a table (K, L) whose entry [k, l] is the pixel that route k visits at l.
+
+Pixel (i, j) of an (H, W) map has the number i * W + j. A *path* is one order, a function of the map of pixel numbers; a
+`Routes` object is a tuple of paths. Named ones stand in `ROUTES`; a new one is `Routes((path, ...))`, and any table of
+permutations serves as well.
+"""
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+
+Path = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Affine:
+    """Closed form of a path: step l visits offset + (l // inner) * outer_stride + (l % inner) * inner_stride."""
+    inner: int
+    inner_stride: int
+    outer_stride: int
+    offset: int
+
+
+def raster(pixels: torch.Tensor) -> torch.Tensor:
+    """Rows from top to bottom, each from left to right."""
+    return pixels.reshape(-1)
+
+
+def column(pixels: torch.Tensor) -> torch.Tensor:
+    """Columns from left to right, each from top to bottom."""
+    return pixels.t().reshape(-1)
+
+
+def column_mirrored(pixels: torch.Tensor) -> torch.Tensor:
+    """Columns from right to left, each from top to bottom: the raster order of the map turned by 90 degrees."""
+    return pixels.flip(1).t().reshape(-1)
+
+
+def snake(pixels: torch.Tensor) -> torch.Tensor:
+    """Rows from top to bottom, the even ones from left to right, the odd ones back."""
+    odd = torch.arange(pixels.shape[0], device=pixels.device)[:, None] % 2 == 1
+    return torch.where(odd, pixels.flip(1), pixels).reshape(-1)
+
+
+def column_snake(pixels: torch.Tensor) -> torch.Tensor:
+    """Columns from left to right, the even ones downwards, the odd ones back."""
+    return snake(pixels.t())
+
+
+def diagonal(pixels: torch.Tensor) -> torch.Tensor:
+    """Diagonals i + j = 0, 1, ... from the top left corner, each from its upper right to its lower left end."""
+    height, width = pixels.shape
+    row = torch.arange(height, device=pixels.device)[:, None]
+    column_number = torch.arange(width, device=pixels.device)
+    key = (row + column_number) * height + row
+    return pixels.reshape(-1)[key.reshape(-1).argsort()]
+
+
+def antidiagonal(pixels: torch.Tensor) -> torch.Tensor:
+    """The diagonals of the mirrored map, from the top right corner."""
+    return diagonal(pixels.flip(1))
+
+
+def reverse(path: Path) -> Path:
+    """Returns the path walked from its end to its start."""
+    return _Reverse(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reverse:
+    path: Path
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.path(pixels).flip(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows:
+    """Windows of `size` x `size` pixels in raster order, the pixels of each in raster order; ragged at the far edges.
+
+    Args:
+        size: Height and width of a window.
+        path_between: Order of the windows' rows and columns: False row by row, True column by column.
+    """
+    size: int
+    by_column: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f'Windows: size must be at least 1, got {self.size}')
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        height, width = pixels.shape
+        row = torch.arange(height, device=pixels.device)[:, None].expand(height, width)
+        col = torch.arange(width, device=pixels.device).expand(height, width)
+        if self.by_column:
+            row, col, height, width = col, row, width, height
+        window = (row // self.size) * ((width + self.size - 1) // self.size) + col // self.size
+        within = (row % self.size) * self.size + col % self.size
+        return pixels.reshape(-1)[(window * self.size ** 2 + within).reshape(-1).argsort()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Routes:
+    """K paths over the pixels of a map of any size.
+
+    Args:
+        paths: The paths; each maps the (H, W) map of pixel numbers to the L = H * W numbers in scan order.
+    """
+    paths: tuple[Path, ...]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(self.paths)
+
+    @property
+    def natural(self) -> str | None:
+        """'forward' or 'reverse' where all paths are the memory order or its reverse, so that no table is needed."""
+        if all(path is raster for path in self.paths):
+            return 'forward'
+        return 'reverse' if all(path == reverse(raster) for path in self.paths) else None
+
+    def build(self, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+        """Makes the table (K, H * W), int32, of ATen ops only: sizes may be symbolic."""
+        pixels = torch.arange(height * width, device=device).view(height, width)
+        return torch.stack([path(pixels) for path in self.paths]).to(torch.int32)
+
+    def table(self, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+        """Returns the table (K, H * W), int32, from a cache; it is shared, so do not write to it."""
+        return _cached_table(self, int(height), int(width), torch.device(device or 'cpu'))
+
+    def inverse(self, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+        """Returns the inverse table (K, H * W), int32: entry [k, p] is the step at which route k visits pixel p."""
+        return _cached_inverse(self, int(height), int(width), torch.device(device or 'cpu'))
+
+    def affine(self, height: int, width: int) -> tuple[Affine, ...] | None:
+        """Returns the closed forms of the paths, None unless every path has one."""
+        forms = tuple(_affine(path, height, width) for path in self.paths)
+        return None if None in forms else forms
+
+
+def _affine(path: Path, height: int, width: int) -> Affine | None:
+    if isinstance(path, _Reverse):
+        form = _affine(path.path, height, width)
+        last = height * width - 1
+        if form is None:
+            return None
+        end = form.offset + (last // form.inner) * form.outer_stride + (last % form.inner) * form.inner_stride
+        return Affine(form.inner, -form.inner_stride, -form.outer_stride, end)
+    return {
+        raster: Affine(width, 1, width, 0),
+        column: Affine(height, width, 1, 0),
+        column_mirrored: Affine(height, width, -1, width - 1),
+    }.get(path)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_table(routes: Routes, height: int, width: int, device: torch.device) -> torch.Tensor:
+    # a table made in inference mode could not be saved for a later backward pass
+    with torch.inference_mode(False):
+        return routes.build(height, width, device)
+
+
+@functools.lru_cache(maxsize=256)
+def _cached_inverse(routes: Routes, height: int, width: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return routes.table(height, width, device).argsort(-1).to(torch.int32)
+
+
+ROUTES: dict[str, Routes] = {
+    'raster': Routes((raster,)),
+    'raster_reverse': Routes((reverse(raster),)),
+    'column': Routes((column,)),
+    'column_reverse': Routes((reverse(column),)),
+    # the four-way scans of VMamba, in the order of its parameter sets
+    'cross': Routes((raster, column, reverse(raster), reverse(column))),
+    'unidirectional': Routes((raster,) * 4),
+    'bidirectional': Routes((raster, raster, reverse(raster), reverse(raster))),
+    'rot90': Routes((raster, column_mirrored, reverse(raster), reverse(column_mirrored))),
+    'diagonal': Routes((diagonal, antidiagonal, reverse(diagonal), reverse(antidiagonal))),
+    'snake': Routes((snake, column_snake, reverse(snake), reverse(column_snake))),
+}
+"""Routes by name."""
+
+
+def get_routes(name: str) -> Routes:
+    """Returns the named routes.
+
+    Args:
+        name: A key of `ROUTES`.
+    """
+    try:
+        return ROUTES[name]
+    except KeyError:
+        raise ValueError(f'routes: unknown name {name!r}; known: {", ".join(ROUTES)}; a Routes object or a table (K, L) '
+                         'of pixel numbers is also allowed') from None
+
+
+def check_table(table: torch.Tensor, length: int) -> None:
+    """Raises unless `table` is a (K, L) table of permutations of the pixel numbers 0..L-1."""
+    if table.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f'routes: a table must be int32 or int64, got {str(table.dtype).removeprefix("torch.")}')
+    if table.ndim != 2 or table.shape[1] != length or table.shape[0] == 0:
+        raise ValueError(f'routes: a table must be (K, L) with K >= 1 and L = H * W = {length}, got {tuple(table.shape)}')
+    expected = torch.arange(length, device=table.device, dtype=table.dtype)
+    wrong = (table.sort(-1).values != expected).any(-1).nonzero().flatten().tolist()
+    if wrong:
+        raise ValueError(f'routes: rows {wrong} of the table are no permutations of the pixel numbers 0..{length - 1}')
