@@ -1,10 +1,14 @@
 """Scan kernels of visionssm: selective scans along sequences and along routes over maps, on any device."""
+from . import compat
 from ._dispatch import backend_report, set_strict, use_backend
 from ._library import export_decompositions
+from .causal_conv1d import causal_conv1d
+from .drop_in import causal_conv1d_fn, mamba_inner_fn, selective_scan_fn
 from .selective_scan import selective_scan
-from .selective_scan_2d import ROUTES, Routes, Windows, get_routes, selective_scan_2d
+from .selective_scan_2d import ROUTES, Routes, get_routes, selective_scan_2d
 
 __all__ = [
-    'ROUTES', 'Routes', 'Windows', 'backend_report', 'export_decompositions', 'get_routes', 'selective_scan',
-    'selective_scan_2d', 'set_strict', 'use_backend',
+    'ROUTES', 'Routes', 'backend_report', 'causal_conv1d', 'causal_conv1d_fn', 'compat',
+    'export_decompositions', 'get_routes', 'mamba_inner_fn', 'selective_scan', 'selective_scan_2d', 'selective_scan_fn',
+    'set_strict', 'use_backend',
 ]

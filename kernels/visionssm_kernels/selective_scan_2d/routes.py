@@ -62,43 +62,38 @@ def antidiagonal(pixels: torch.Tensor) -> torch.Tensor:
     return diagonal(pixels.flip(1))
 
 
+def _walk_back(path: Path, pixels: torch.Tensor) -> torch.Tensor:
+    return path(pixels).flip(0)
+
+
+@functools.cache
 def reverse(path: Path) -> Path:
-    """Returns the path walked from its end to its start."""
-    return _Reverse(path)
+    """Returns the path walked from its end to its start; the same object for the same path."""
+    return functools.partial(_walk_back, path)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Reverse:
-    path: Path
+def _by_window(size: int, by_column: bool, pixels: torch.Tensor) -> torch.Tensor:
+    height, width = pixels.shape
+    row = torch.arange(height, device=pixels.device)[:, None].expand(height, width)
+    col = torch.arange(width, device=pixels.device).expand(height, width)
+    if by_column:
+        row, col, width = col, row, height
+    window = (row // size) * ((width + size - 1) // size) + col // size
+    within = (row % size) * size + col % size
+    return pixels.reshape(-1)[(window * size ** 2 + within).reshape(-1).argsort()]
 
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self.path(pixels).flip(0)
 
-
-@dataclasses.dataclass(frozen=True)
-class Windows:
-    """Windows of `size` x `size` pixels in raster order, the pixels of each in raster order; ragged at the far edges.
+@functools.cache
+def windows(size: int, by_column: bool = False) -> Path:
+    """Returns the path through windows of `size` x `size` pixels, ragged at the far edges.
 
     Args:
         size: Height and width of a window.
-        path_between: Order of the windows' rows and columns: False row by row, True column by column.
+        by_column: Takes the windows, and the pixels of each, column by column instead of row by row.
     """
-    size: int
-    by_column: bool = False
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ValueError(f'Windows: size must be at least 1, got {self.size}')
-
-    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        height, width = pixels.shape
-        row = torch.arange(height, device=pixels.device)[:, None].expand(height, width)
-        col = torch.arange(width, device=pixels.device).expand(height, width)
-        if self.by_column:
-            row, col, height, width = col, row, width, height
-        window = (row // self.size) * ((width + self.size - 1) // self.size) + col // self.size
-        within = (row % self.size) * self.size + col % self.size
-        return pixels.reshape(-1)[(window * self.size ** 2 + within).reshape(-1).argsort()]
+    if size < 1:
+        raise ValueError(f'windows: size must be at least 1, got {size}')
+    return functools.partial(_by_window, size, by_column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +116,7 @@ class Routes:
         """'forward' or 'reverse' where all paths are the memory order or its reverse, so that no table is needed."""
         if all(path is raster for path in self.paths):
             return 'forward'
-        return 'reverse' if all(path == reverse(raster) for path in self.paths) else None
+        return 'reverse' if all(path is reverse(raster) for path in self.paths) else None
 
     def build(self, height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
         """Makes the table (K, H * W), int32, of ATen ops only: sizes may be symbolic."""
@@ -143,8 +138,8 @@ class Routes:
 
 
 def _affine(path: Path, height: int, width: int) -> Affine | None:
-    if isinstance(path, _Reverse):
-        form = _affine(path.path, height, width)
+    if isinstance(path, functools.partial) and path.func is _walk_back:
+        form = _affine(path.args[0], height, width)
         last = height * width - 1
         if form is None:
             return None
