@@ -1,0 +1,142 @@
+"""Checking a config before anything is built: every key must mean something to what reads it."""
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
+from mmengine.runner import Runner as _Runner
+from torch.utils.data import DataLoader
+
+from .. import registry
+from ..registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
+from ..utils.suggest import did_you_mean
+from .optim import optimizer_class
+from .runner import OWN_HOOKS, ResumableEpochLoop
+
+__all__ = ['ConfigError', 'accepted_arguments', 'check_config']
+
+REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
+EXTRA_TOP_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
+                  'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'}
+LOADER_KEYS = {'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
+               'disable_subprocess_warning'}
+PLAIN_KEYS = {
+    'auto_scale_lr': {'enable', 'base_batch_size'},
+    'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
+}
+HOOK_NAMES = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', *OWN_HOOKS}
+
+
+class ConfigError(ValueError):
+    """A config that says something nobody reads, or lacks something that is needed."""
+
+
+def accepted_arguments(build: Any) -> tuple[set[str], bool]:
+    """What a class or function takes as keyword arguments, followed through ``**kwargs`` of its bases.
+
+    Args:
+        build: A class or a function.
+
+    Returns:
+        The names, and whether these are all (False: it passes unknown names on to something that cannot be seen).
+    """
+    inits = [vars(base)['__init__'] for base in build.__mro__ if '__init__' in vars(base) and base is not object] \
+        if inspect.isclass(build) else [build]
+    names: set[str] = set()
+    for init in inits:
+        parameters = inspect.signature(init).parameters.values()
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {'self'}, True
+    return names - {'self'}, False
+
+
+def check_config(cfg: Config) -> None:
+    """Raise an error for the first misspelt key, naming the nearest that exists.
+
+    Checked are the keys of the top level, of loaders, loops and other fixed sections, and the arguments of every
+    registered class. Top-level names that resemble no known key are variables of the config and are let through.
+
+    Args:
+        cfg: The config.
+    """
+    known = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | EXTRA_TOP_KEYS
+    for key in cfg:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
+        if key not in known and near:
+            raise ConfigError(f'The config has the key {key!r}, which nothing reads. {did_you_mean(key, known)}')
+    for key in ('model', 'work_dir'):
+        if key not in cfg:
+            raise ConfigError(f'The config lacks the key {key!r}')
+
+    for key, value in cfg.items():
+        if not isinstance(value, Mapping) or key == 'model_wrapper_cfg':
+            _check_nested(key, value)
+            continue
+        fixed = _fixed_keys(key, value)
+        if fixed is not None:
+            _compare(key, value, fixed, closed=key != 'default_hooks')
+        if key == 'optim_wrapper':
+            _check_optimizer(value)
+        else:
+            _check_nested(key, value)
+
+
+def _fixed_keys(key: str, value: Mapping) -> set[str] | None:
+    """Keys that a section of fixed form may have; None where a ``type`` or nothing decides."""
+    if key.endswith('_dataloader'):
+        return (accepted_arguments(DataLoader)[0] | LOADER_KEYS) - {'self'}
+    if key == 'default_hooks':
+        return HOOK_NAMES
+    if 'type' in value:
+        return None
+    if key == 'train_cfg':
+        loop = ResumableEpochLoop if value.get('by_epoch') else IterBasedTrainLoop
+        return {'by_epoch'} | accepted_arguments(loop)[0]
+    if key in ('val_cfg', 'test_cfg'):
+        return accepted_arguments(ValLoop if key == 'val_cfg' else TestLoop)[0]
+    return PLAIN_KEYS.get(key)
+
+
+def _compare(where: str, given: Iterable[str], known: set[str], closed: bool = True) -> None:
+    for key in given:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        if key not in known and (closed or near):
+            raise ConfigError(f'{where} has no key {key!r}. {did_you_mean(key, known)} '
+                              f'It takes {", ".join(sorted(known))}.')
+
+
+def _check_optimizer(section: Mapping) -> None:
+    wrapper = OPTIM_WRAPPERS.get(section.get('type', 'visionssm.OptimWrapper'))
+    if wrapper is not None:
+        names, closed = accepted_arguments(wrapper)
+        _compare('optim_wrapper', section, names | {'type', 'constructor', 'paramwise_cfg', 'optimizer'}, closed)
+    optimizer = section.get('optimizer')
+    if isinstance(optimizer, Mapping) and 'type' in optimizer:
+        names, closed = accepted_arguments(optimizer_class(optimizer['type']))
+        _compare('optim_wrapper.optimizer', optimizer, names | {'type'}, closed)
+
+
+def _check_nested(where: str, value: Any) -> None:
+    if isinstance(value, list | tuple):
+        for number, item in enumerate(value):
+            _check_nested(f'{where}[{number}]', item)
+    if not isinstance(value, Mapping):
+        return
+    kind = value.get('type')
+    found = kind if inspect.isclass(kind) else next(
+        (cls for cls in (reg.get(kind) for reg in REGISTRIES) if cls is not None), None) \
+        if isinstance(kind, str) else None
+    if found is not None:
+        names, closed = accepted_arguments(found)
+        extra = {'type', '_scope_'} | ({'convert_to_iter_based'} if _is_scheduler(found) else set())
+        _compare(f'{where} ({found.__name__})', value, names | extra, closed)
+    for key, item in value.items():
+        _check_nested(f'{where}.{key}', item)
+
+
+def _is_scheduler(cls: Any) -> bool:
+    return PARAM_SCHEDULERS.get(cls.__name__) is cls

@@ -1,0 +1,305 @@
+"""Checkpoints that are never half-written, loading of every kind of weight file, and the best model for timm."""
+import io
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn as nn
+from mmengine.dist import is_main_process
+from mmengine.fileio import LocalBackend
+from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import CheckpointLoader, Runner
+from timm.models._hub import save_config_for_hf
+
+from ..checkpoints import CheckpointError, check_fit, load_state_dict, save_safetensors
+from ..registry import HOOKS
+
+SCHEME = 'visionssm://'
+
+
+def atomic_write(content: bytes, path: str | os.PathLike) -> None:
+    """Write a file so that its name shows either the old content or all of the new.
+
+    Args:
+        content: What to write.
+        path: Where; missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        with open(temporary, 'wb') as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, f'cannot write {path} ({len(content) / 2**20:.1f} MiB): {error.strerror}; '
+                      'earlier checkpoints are untouched: free some space, then go on with --resume') from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_save(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Save a checkpoint through :func:`atomic_write`.
+
+    Args:
+        checkpoint: What ``torch.save`` takes.
+        path: Where.
+    """
+    # written in memory first, because torch's own writer may abort the process when a disk is full
+    with io.BytesIO() as buffer:
+        torch.save(checkpoint, buffer)
+        atomic_write(buffer.getbuffer(), path)
+
+
+def is_whole(path: str | os.PathLike) -> bool:
+    """Whether a file of ``torch.save`` is complete: its archive closes and every checksum fits.
+
+    Args:
+        path: The file.
+
+    Returns:
+        True if it can be read to the end.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, OSError, EOFError):
+        return False
+
+
+def find_resumable(work_dir: str | os.PathLike) -> Path | None:
+    """Find the newest training checkpoint that is whole; damaged ones are skipped with a warning.
+
+    Args:
+        work_dir: The folder with ``epoch_*.pth`` or ``iter_*.pth``.
+
+    Returns:
+        Its path, or None.
+    """
+    found = []
+    for path in Path(work_dir).glob('*.pth'):
+        step = re.fullmatch(r'(epoch|iter)_(\d+)', path.stem)
+        if step:
+            found.append((step[1], int(step[2]), path))
+    # step numbers order one kind of name; with both kinds only the time of writing compares
+    mixed = len({kind for kind, _, _ in found}) > 1
+    for _, _, path in sorted(found, key=lambda item: item[2].stat().st_mtime_ns if mixed else item[1], reverse=True):
+        if is_whole(path):
+            return path
+        print_log(f'{path} is damaged or cut off and is skipped', logger='current', level=logging.WARNING)
+    return None
+
+
+def load_weights(net: nn.Module, source: str | os.PathLike, keep_head: bool = False) -> None:
+    """Load weights of any origin into a timm model, or raise an error that lists what does not fit.
+
+    Args:
+        net: A timm model, ours or timm's.
+        source: A checkpoint of the runner, a safetensors file, a published file of the model's authors, or
+            ``visionssm://`` with a model's name and tag or a path.
+        keep_head: Leave the classifier as it is where the file's has another number of classes.
+    """
+    state = read_weights(net, source)
+    if keep_head:
+        classifier = net.pretrained_cfg.get('classifier') or ()
+        heads = (classifier,) if isinstance(classifier, str) else classifier
+        own = net.state_dict()
+        for key in [f'{head}.{leaf}' for head in heads for leaf in ('weight', 'bias')]:
+            if key in state and key in own and state[key].shape != own[key].shape:
+                print_log(f'{key}: the file has shape {tuple(state[key].shape)}, the model {tuple(own[key].shape)}; '
+                          'the classifier keeps its initial weights', logger='current', level=logging.WARNING)
+                state[key] = own[key]
+    check_fit(net, state, f'the checkpoint {str(source)!r}')
+    net.load_state_dict(state)
+
+
+def read_weights(net: nn.Module, source: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Read a weight file into the key names of a timm model; shapes are not checked.
+
+    Args:
+        net: The model that says how foreign keys are renamed.
+        source: As in :func:`load_weights`.
+
+    Returns:
+        The state dict.
+    """
+    source = str(source)
+    if source.startswith(SCHEME):
+        state = dict(load_from_visionssm(source)['state_dict'])
+    elif is_training_checkpoint(source):
+        state = CheckpointLoader.load_checkpoint(source, map_location='cpu')['state_dict']
+    else:
+        state = load_state_dict(source)
+    own = net.state_dict().keys()
+    if not own & state.keys() and any(key.startswith('model.') for key in state):
+        state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
+    rename = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
+    if rename is not None and state.keys() != own:
+        state = rename(state, net)
+    return state
+
+
+def is_training_checkpoint(path: str) -> bool:
+    """Whether a file is a checkpoint that MMEngine's runner wrote, which holds more than tensors."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            pickled = next((name for name in archive.namelist() if name.endswith('data.pkl')), None)
+            return pickled is not None and b'mmengine_version' in archive.read(pickled)
+    except (zipfile.BadZipFile, OSError):
+        return False
+
+
+@CheckpointLoader.register_scheme(prefixes=SCHEME, force=True)
+def load_from_visionssm(filename: str, map_location: str | None = None) -> dict:
+    """Load ``visionssm://NAME[.TAG]`` (published weights) or ``visionssm://PATH`` for MMEngine's configs.
+
+    Args:
+        filename: The address.
+        map_location: Where the tensors go.
+
+    Returns:
+        ``dict(state_dict=...)`` with the keys of the timm model.
+    """
+    name = filename.removeprefix(SCHEME)
+    if Path(name).suffix in ('.safetensors', '.pth', '.pt', '.bin'):
+        return {'state_dict': load_state_dict(name, device=map_location or 'cpu')}
+    from .classifier import create_timm_model
+    net = create_timm_model(name, pretrained=True)
+    return {'state_dict': {key: value.to(map_location or 'cpu') for key, value in net.state_dict().items()}}
+
+
+@CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', force=True)
+def load_from_safetensors(filename: str, map_location: str | None = None) -> dict:
+    """Load a safetensors file, which MMEngine itself cannot.
+
+    Args:
+        filename: The file.
+        map_location: Where the tensors go.
+
+    Returns:
+        ``dict(state_dict=...)``.
+    """
+    return {'state_dict': load_state_dict(filename, device=map_location or 'cpu')}
+
+
+def export_best(classifier: nn.Module, state: Mapping[str, torch.Tensor], folder: str | os.PathLike,
+                classes: tuple[str, ...] = (), notes: Mapping[str, Any] | None = None) -> Path:
+    """Write ``model.safetensors`` and ``config.json``, from which timm rebuilds the model.
+
+    ``timm.create_model(name, checkpoint_path='FOLDER/model.safetensors')`` and
+    ``timm.create_model('local-dir:FOLDER', pretrained=True)`` both read it.
+
+    Args:
+        classifier: The :class:`ImageClassifier` that holds the model.
+        state: Its state dict, averaged where training averages.
+        folder: Where to write.
+        classes: Names of the classes.
+        notes: Plain values about the training, kept in the file's metadata.
+
+    Returns:
+        The path of the weights.
+    """
+    net, folder = classifier.model, Path(folder)
+    preprocessor = classifier.data_preprocessor
+    data_config = {key: tuple(getattr(preprocessor, key).flatten().tolist()) for key in ('mean', 'std')
+                   if getattr(preprocessor, key, None) is not None}
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / 'config.json'
+        model_config = {'label_names': list(classes)} if len(classes) == net.num_classes else {}
+        # weights come from the file itself, so no path of this machine belongs into the arguments
+        save_config_for_hf(net, str(path), model_config=model_config, data_config=data_config)
+        config = json.loads(path.read_text())
+    state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
+    metadata = {'config': json.dumps(config), 'notes': json.dumps(dict(notes or {}))}
+    target = save_safetensors(state, folder / 'model.safetensors', metadata)
+    atomic_write(json.dumps(config, indent=2).encode(), folder / 'config.json')
+    return Path(target)
+
+
+class _RemoveLater:
+    """A file backend whose removals wait until what replaces the files is on the disk."""
+
+    def __init__(self, backend: LocalBackend) -> None:
+        self.backend = backend
+        self.pending: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.pending.append(path)
+
+    def flush(self, keep: set[str]) -> None:
+        pending, self.pending = self.pending, []
+        for path in pending:
+            if path not in keep and self.backend.isfile(path):
+                self.backend.remove(path)
+
+
+@HOOKS.register_module()
+class CheckpointHook(_CheckpointHook):
+    """MMEngine's checkpoint hook, safe against a kill or a full disk at any moment.
+
+    New files appear whole or not at all, old ones go only after their successor is there, and the best model is also
+    exported for timm into ``WORK_DIR/best``.
+
+    Args:
+        export: Whether to export the best model.
+        **kwargs: What MMEngine's hook takes: ``interval``, ``by_epoch``, ``max_keep_ckpts``, ``save_best``, ...
+    """
+
+    def __init__(self, export: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.export = export
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the folder, and clear what an earlier kill may have left of an unfinished file.
+
+        Args:
+            runner: The runner.
+        """
+        super().before_train(runner)
+        self.file_backend = _RemoveLater(self.file_backend)
+        if is_main_process() and Path(self.out_dir).is_dir():
+            for path in Path(self.out_dir).glob('.*.tmp'):
+                path.unlink(missing_ok=True)
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
+        super()._save_checkpoint_with_step(runner, step, meta)
+        self.file_backend.flush(self._kept())
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
+        missing = [key for key in self.save_best or () if key != 'auto' and key not in metrics]
+        if missing:
+            raise CheckpointError(f'save_best={missing[0]!r} is no metric of the evaluator, which has '
+                                  f'{", ".join(metrics)}; set default_hooks.checkpoint.save_best to one of them')
+        before = self._kept()
+        super()._save_best_checkpoint(runner, metrics)
+        self.file_backend.flush(self._kept())
+        best = getattr(self, 'best_ckpt_path', None)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if not (self.export and best and best not in before and is_main_process() and hasattr(model, 'model')):
+            return
+        notes = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        classes = getattr(runner.val_dataloader.dataset, 'metainfo', {}).get('classes') or ()
+        target = export_best(model, runner.saved_state, Path(self.out_dir) / 'best', tuple(classes),
+                             {**notes, 'epoch': runner.epoch, 'iter': runner.iter})
+        runner.saved_state = None
+        runner.logger.info(f'The best model is exported to {target}')
+
+    def _kept(self) -> set[str]:
+        best = getattr(self, 'best_ckpt_path_dict', {})
+        return {path for path in (self.last_ckpt, getattr(self, 'best_ckpt_path', None), *best.values()) if path}

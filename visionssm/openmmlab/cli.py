@@ -1,0 +1,142 @@
+"""The command line of training: options, the config they make, and one clear error for what goes wrong."""
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.registry import DefaultScope
+
+from ..checkpoints import CheckpointError
+from ..utils.paths import find_config
+from .check import ConfigError, check_config
+from .data import UnreadableImagesError
+from .hooks import NonFiniteError
+from .runner import VisionRunner
+
+_logger = logging.getLogger('visionssm')
+
+USER_ERRORS = (CheckpointError, ConfigError, NonFiniteError, OSError, UnreadableImagesError, ValueError)
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Options that training and evaluation share.
+
+    Args:
+        parser: The parser to add them to.
+    """
+    parser.add_argument('config', help='a config file, or the name of one that comes with the package')
+    parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/CONFIG)')
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+                        help='override keys of the config, as in model.model.name=vim_tiny train_cfg.max_epochs=10')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='what started the processes of a distributed run')
+    # older launchers pass the local rank as an option, newer ones in the environment
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
+
+def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options of ``tools/train.py``.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(description='Train a model as a config says.')
+    add_common_options(parser)
+    parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
+                        help='go on from a checkpoint; without a value, from the newest whole one in the work '
+                             'directory')
+    parser.add_argument('--amp', nargs='?', const='bf16', choices=['bf16', 'fp16'],
+                        help='mixed precision (default: bf16; fp16 needs a GPU)')
+    parser.add_argument('--auto-scale-lr', action='store_true',
+                        help='scale the learning rate by batch size / auto_scale_lr.base_batch_size')
+    parser.add_argument('--seed', type=int, help="seed of the run (default: the config's)")
+    return parser.parse_args(argv)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config that the common options name, with its overrides.
+
+    Args:
+        args: Options of :func:`add_common_options`.
+
+    Returns:
+        The config.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    path = find_config(args.config)
+    cfg = Config.fromfile(str(path))
+    cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    cfg.setdefault('default_scope', 'visionssm')
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / path.stem)
+    return cfg
+
+
+def train_config(args: argparse.Namespace) -> Config:
+    """The config of a training run.
+
+    Args:
+        args: Options of :func:`parse_train`.
+
+    Returns:
+        The checked config.
+    """
+    cfg = load_config(args)
+    if args.seed is not None:
+        cfg.randomness = {**cfg.get('randomness', {}), 'seed': args.seed}
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.amp:
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise ConfigError(f'--amp cannot replace optim_wrapper.type={kind!r}; it stands for AmpOptimWrapper')
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype={'bf16': 'bfloat16', 'fp16': 'float16'}[args.amp])
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config: the batch '
+                              'size that its learning rate is meant for')
+        cfg.auto_scale_lr.enable = True
+    with DefaultScope.overwrite_default_scope('visionssm'):
+        check_config(cfg)
+    for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if cfg.get(key) is None:
+            raise ConfigError(f'The config lacks the key {key!r}, which training needs')
+    return cfg
+
+
+def train(argv: Sequence[str] | None = None) -> int:
+    """Train, and end with the line ``top-1: NN.NN`` where the config evaluates.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        Exit code.
+    """
+    args = parse_train(argv)
+    try:
+        runner = VisionRunner.from_cfg(train_config(args))
+        runner.train()
+    except USER_ERRORS as error:
+        if args.debug:
+            raise
+        _logger.error('%s', error)
+        return 1
+    scalars = runner.message_hub.log_scalars
+    if is_main_process() and 'val/accuracy/top1' in scalars:
+        from .visuals import save_curves
+        save_curves(runner.work_dir)
+        # not through the logger: other programs read this line
+        print(f'top-1: {scalars["val/accuracy/top1"].current():.2f}', flush=True)  # noqa: T201
+    return 0
