@@ -1,0 +1,196 @@
+"""Mamba's selective state-space mixer, read along a sequence in one or in both directions."""
+
+import math
+from typing import Final, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import visionssm_kernels  # noqa: F401  (registers the operators of torch.ops.visionssm)
+
+from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, negative_exp
+
+__all__ = ['BiMamba', 'SelectiveSSM']
+
+
+class SelectiveSSM(nn.Module):
+    """Causal convolution, input-dependent parameters and selective scan along one direction.
+
+    c = silu(conv(x)); [dt, B, C] = x_proj(c); delta = softplus(dt_proj(dt) + dt_bias); A = -exp(A_log);
+    s_t = exp(delta_t A) s_{t-1} + delta_t c_t B_t; y_t = <s_t, C_t> + D c_t. With `reverse` time runs backwards.
+    """
+
+    reverse: Final[bool]
+
+    def __init__(
+            self,
+            dim: int,
+            d_state: int = 16,
+            d_conv: int = 4,
+            dt_rank: int = 8,
+            reverse: bool = False,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the projections and state parameters.
+
+        Args:
+            dim: Inner channels D.
+            d_state: State size N.
+            d_conv: Width of the convolution.
+            dt_rank: Rank R of the step projection.
+            reverse: Read the sequence from its end.
+            device: Where the parameters are created.
+            dtype: Type of the parameters.
+        """
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        self.d_state = d_state
+        self.dt_rank = dt_rank
+        self.reverse = reverse
+        self.conv = nn.Conv1d(dim, dim, d_conv, groups=dim, **dd)
+        self.x_proj = nn.Linear(dim, dt_rank + 2 * d_state, bias=False, **dd)
+        self.dt_proj = nn.Linear(dt_rank, dim, bias=False, **dd)
+        self.dt_bias = nn.Parameter(torch.empty(dim, **dd))
+        self.A_log = nn.Parameter(torch.empty(dim, d_state, **dd))
+        self.D = nn.Parameter(torch.empty(dim, **dd))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the state parameters anew; `conv` and `x_proj` reset themselves as modules."""
+        init_dt_proj_(self.dt_proj.weight)
+        init_dt_bias_(self.dt_bias)
+        init_A_log_(self.A_log)
+        nn.init.ones_(self.D)
+
+    def forward(self, x: torch.Tensor, reverse_A_log: Optional[torch.Tensor] = None) -> torch.Tensor:
+        """Mix along the sequence.
+
+        Args:
+            x: Inner features, (B, D, L).
+            reverse_A_log: Where given, (D, N): a second scan with this decay runs the other way over the same
+                convolved features, and both are summed.
+
+        Returns:
+            (B, D, L).
+        """
+        # The operators themselves, not their Python wrappers: they pass through TorchScript and FX as they are.
+        c = torch.ops.visionssm.causal_conv1d(x, self.conv.weight, self.conv.bias, 'silu', self.reverse)
+        # Weights times channel-first features keep (B, D, L) contiguous: nothing is transposed from here to the scan.
+        dt, B, C = torch.matmul(self.x_proj.weight, c).split([self.dt_rank, self.d_state, self.d_state], dim=1)
+        delta = torch.matmul(self.dt_proj.weight, dt)
+        y = torch.ops.visionssm.selective_scan(
+            c, delta, negative_exp(self.A_log), B, C, self.D, None, self.dt_bias, True, self.reverse)
+        if reverse_A_log is not None:
+            y = y + torch.ops.visionssm.selective_scan(
+                c, delta, negative_exp(reverse_A_log), B, C, self.D, None, self.dt_bias, True, not self.reverse)
+        return y
+
+
+class ReverseDecay(nn.Module):
+    """The decay of a reverse scan that shares everything else with the forward one."""
+
+    def __init__(
+            self,
+            dim: int,
+            d_state: int,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """Hold `A_log`, (dim, d_state)."""
+        super().__init__()
+        self.A_log = nn.Parameter(torch.empty(dim, d_state, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the decay anew."""
+        init_A_log_(self.A_log)
+
+
+class BiMamba(nn.Module):
+    """Sequence mixer: gate and features from one projection, a scan in one or two directions, one output projection.
+
+    [x, z] = in_proj(u); y = ssm(x) + ssm_b(x); out = out_proj(scale * y * silu(z)), scale = 1/2 with `divide_output`.
+    """
+
+    two_sided: Final[bool]
+    shared: Final[bool]
+    scale: Final[float]
+
+    def __init__(
+            self,
+            dim: int,
+            d_state: int = 16,
+            d_conv: int = 4,
+            expand: float = 2,
+            dt_rank: int | None = None,
+            bimamba_type: str = 'v2',
+            divide_output: bool = True,
+            init_values: float | None = None,
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the mixer.
+
+        Args:
+            dim: Channels C of the residual stream.
+            d_state: State size N.
+            d_conv: Width of the causal convolution.
+            expand: Inner channels over `dim`.
+            dt_rank: Rank of the step projection; ceil(dim / 16) when None.
+            bimamba_type: 'v2', both directions with parameters of their own; 'v1', both directions that share all but
+                the decay; 'none', forward only.
+            divide_output: Halve the sum of the two directions of 'v2'.
+            init_values: Initial value of a per-channel scale of the output; no scale when None.
+            device: Where the parameters are created.
+            dtype: Type of the parameters.
+        """
+        if bimamba_type not in ('v2', 'v1', 'none'):
+            raise ValueError(f"bimamba_type is {bimamba_type!r}; allowed are 'v2', 'v1' and 'none'.")
+        dd = {'device': device, 'dtype': dtype}
+        super().__init__()
+        inner = int(expand * dim)
+        dt_rank = dt_rank or math.ceil(dim / 16)
+        self.two_sided = bimamba_type == 'v2'
+        self.shared = bimamba_type == 'v1'
+        self.scale = 0.5 if self.two_sided and divide_output else 1.0
+        self.init_values = init_values
+        self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
+        self.ssm = SelectiveSSM(inner, d_state, d_conv, dt_rank, **dd)
+        if self.two_sided:
+            self.ssm_b = SelectiveSSM(inner, d_state, d_conv, dt_rank, reverse=True, **dd)
+        elif self.shared:
+            self.ssm_b = ReverseDecay(inner, d_state, **dd)
+        self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
+        self.gamma = None if init_values is None else nn.Parameter(torch.full((dim,), float(init_values), **dd))
+
+    def reset_parameters(self) -> None:
+        """Draw the output scale anew; the other parameters belong to sub-modules."""
+        if self.gamma is not None:
+            nn.init.constant_(self.gamma, self.init_values)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Mix tokens.
+
+        Args:
+            x: Tokens, (B, L, C).
+
+        Returns:
+            (B, L, C).
+        """
+        x, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (B, L, 2 D) -> twice (B, D, L)
+        if self.shared:
+            y = self.ssm(x, self.ssm_b.A_log)
+        elif self.two_sided:
+            y = self.ssm(x) + self.ssm_b(x)
+        else:
+            y = self.ssm(x)
+        # Both directions see the same gate, so the sum is gated once.
+        y = y * F.silu(z)
+        if self.scale != 1.0:
+            y = y * self.scale
+        y = self.out_proj(y.transpose(1, 2))  # (B, D, L) -> (B, L, C)
+        if self.gamma is not None:
+            y = y * self.gamma
+        return y

@@ -1,0 +1,61 @@
+"""Axial rotary position embedding of a feature map, applied to adjacent channel pairs."""
+
+import torch
+from timm.layers import register_notrace_function
+
+__all__ = ['apply_rotary', 'rotary_table']
+
+
+@register_notrace_function
+def rotary_table(
+        height: int,
+        width: int,
+        dim: int,
+        reference: torch.Tensor,
+        reference_grid: float = 14.0,
+        theta: float = 10000.0,
+) -> torch.Tensor:
+    """Compute cosines and sines of the rotation of every pixel of a map.
+
+    The first half of the channels turns with the row, the second with the column; position i of n along an axis is
+    i / n * reference_grid, so that larger maps are squeezed into the range that was trained.
+
+    Args:
+        height: Rows H.
+        width: Columns W.
+        dim: Channels C, a multiple of 4.
+        reference: Tensor whose device and dtype the table takes.
+        reference_grid: Side of the grid whose positions are 0, 1, 2, ...
+        theta: Longest period is 2 pi theta.
+
+    Returns:
+        (2, H * W, C): cosines and sines; angles are computed in float32.
+    """
+    half = dim // 2
+    device = reference.device
+    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
+    frequencies = 1.0 / theta ** exponents
+    rows = torch.arange(height, dtype=torch.float32, device=device) / height * reference_grid
+    columns = torch.arange(width, dtype=torch.float32, device=device) / width * reference_grid
+    row_angles = (rows[:, None] * frequencies).repeat_interleave(2, dim=-1)  # (H, C / 2)
+    column_angles = (columns[:, None] * frequencies).repeat_interleave(2, dim=-1)  # (W, C / 2)
+    angles = torch.cat([
+        row_angles[:, None].expand(height, width, half),
+        column_angles[None].expand(height, width, half),
+    ], dim=-1).reshape(height * width, 2 * half)
+    return torch.stack([angles.cos(), angles.sin()]).to(reference.dtype)
+
+
+def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Rotate the channel pairs (2j, 2j + 1) of every token.
+
+    Args:
+        x: Tokens, (B, L, C).
+        table: Cosines and sines, (2, L, C).
+
+    Returns:
+        (B, L, C) in the promoted dtype of both.
+    """
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack([-odd, even], dim=-1).flatten(-2)
+    return x * table[0] + turned * table[1]

@@ -1,0 +1,65 @@
+"""Initial values of the parameters of a selective state-space model.
+
+All functions write in place, so that they also serve a module that was created on the meta device and emptied
+(`to_empty`) before its weights were drawn.
+"""
+
+import math
+
+import torch
+from timm.layers import register_notrace_function
+
+__all__ = ['init_A_log_', 'init_dt_bias_', 'init_dt_proj_', 'negative_exp']
+
+
+@register_notrace_function
+def negative_exp(A_log: torch.Tensor) -> torch.Tensor:
+    """Return the decay matrix A = -exp(A_log) in at least float32.
+
+    Args:
+        A_log: Logarithm of the decay, any shape and floating type.
+
+    Returns:
+        A of the same shape; float64 stays float64, everything else becomes float32, because the scan raises the
+        decay to powers of the sequence length.
+    """
+    if A_log.dtype == torch.float64:
+        return -torch.exp(A_log)
+    return -torch.exp(A_log.float())
+
+
+@torch.no_grad()
+def init_A_log_(A_log: torch.Tensor) -> torch.Tensor:
+    """Fill (..., N) with log(1), ..., log(N) along the last axis (S4D-real)."""
+    states = torch.arange(1, A_log.shape[-1] + 1, dtype=torch.float32, device=A_log.device)
+    return A_log.copy_(states.log().expand_as(A_log))
+
+
+@torch.no_grad()
+def init_dt_bias_(
+        dt_bias: torch.Tensor,
+        dt_min: float = 1e-3,
+        dt_max: float = 0.1,
+        dt_floor: float = 1e-4,
+) -> torch.Tensor:
+    """Fill with the inverse softplus of step sizes drawn log-uniformly from [dt_min, dt_max].
+
+    Args:
+        dt_bias: Bias to fill, any shape.
+        dt_min: Smallest step.
+        dt_max: Largest step.
+        dt_floor: Steps below are raised to it.
+
+    Returns:
+        `dt_bias`, such that softplus(dt_bias) are the steps.
+    """
+    uniform = torch.rand(dt_bias.shape, dtype=torch.float32, device=dt_bias.device)
+    dt = torch.exp(uniform * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=dt_floor)
+    return dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))
+
+
+@torch.no_grad()
+def init_dt_proj_(weight: torch.Tensor) -> torch.Tensor:
+    """Fill a (..., D, R) weight uniformly in [-R^-0.5, R^-0.5], which keeps the variance of the step at the start."""
+    bound = weight.shape[-1] ** -0.5
+    return weight.uniform_(-bound, bound)

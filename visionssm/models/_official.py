@@ -1,0 +1,205 @@
+"""Conversion between the official state dicts of a family and ours.
+
+A model file declares `OFFICIAL = Official(...)`; everything here works from that declaration, so a new family needs no
+change in this module.
+"""
+
+import importlib
+import logging
+import pkgutil
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from visionssm.checkpoints.load import CheckpointError, compare_shapes
+from visionssm.utils.suggest import did_you_mean
+
+__all__ = ['Official', 'families', 'find_official', 'from_official', 'to_official', 'translate_keys']
+
+_logger = logging.getLogger('visionssm')
+
+KeyTable = tuple[tuple[str, str], ...]
+
+
+def _no_derived(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Official:
+    """What a family's file says about the official code.
+
+    Attributes:
+        classes: Names of the official classes; the first one is the default.
+        keys: Official class to rows of (official pattern, our pattern). `{}` stands for a part of one dotted
+            component, and the n-th one on the left equals the n-th one on the right, so a row reads both ways.
+        build: (official class, keyword arguments of its constructor) to our model.
+        infer: (state dict) to (official class, keyword arguments) as far as keys and shapes tell.
+        derived: (model) to official entries that hold nothing trained: they are checked and left out on the way in,
+            computed anew on the way out.
+    """
+
+    classes: tuple[str, ...]
+    keys: Callable[[str], KeyTable]
+    build: Callable[[str, Mapping[str, Any]], nn.Module]
+    infer: Callable[[Mapping[str, torch.Tensor]], tuple[str, dict[str, Any]]]
+    derived: Callable[[nn.Module], dict[str, torch.Tensor]] = _no_derived
+
+
+@cache
+def _compile(table: KeyTable, reverse: bool) -> tuple[tuple[re.Pattern, str], ...]:
+    rows = [(ours, theirs) if reverse else (theirs, ours) for theirs, ours in table]
+    return tuple((re.compile(re.escape(source).replace(r'\{\}', r'([^.]+)')), target) for source, target in rows)
+
+
+def translate_key(key: str, table: KeyTable, reverse: bool = False) -> str:
+    """Translate one key; a key that no row matches stays as it is.
+
+    Args:
+        key: A state-dict key.
+        table: Rows of (official pattern, our pattern).
+        reverse: From ours to the official one.
+
+    Returns:
+        The key in the other language.
+    """
+    for pattern, target in _compile(table, reverse):
+        match = pattern.fullmatch(key)
+        if match:
+            return target.format(*match.groups())
+    return key
+
+
+def translate_keys(state_dict: Mapping[str, Any], table: KeyTable, reverse: bool = False) -> dict[str, Any]:
+    """Translate all keys of a state dict; our own keys pass unchanged.
+
+    Args:
+        state_dict: Key to value.
+        table: Rows of (official pattern, our pattern).
+        reverse: From ours to the official ones.
+
+    Returns:
+        The same values under their new keys.
+    """
+    return {translate_key(key, table, reverse): value for key, value in state_dict.items()}
+
+
+def families() -> list[str]:
+    """Return the names of the families that can be built from official state dicts."""
+    package = importlib.import_module('visionssm.models')
+    names = (info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith('_'))
+    return sorted(name for name in names if hasattr(importlib.import_module(f'visionssm.models.{name}'), 'OFFICIAL'))
+
+
+def find_official(family: str) -> Official:
+    """Return the declaration of a family.
+
+    Args:
+        family: Name of the family's file, for example 'vim'.
+
+    Returns:
+        Its `OFFICIAL`.
+
+    Raises:
+        ValueError: There is no such family.
+    """
+    known = families()
+    if family not in known:
+        raise ValueError(f'Unknown family {family!r}. {did_you_mean(family, known)}')
+    return importlib.import_module(f'visionssm.models.{family}').OFFICIAL
+
+
+def from_official(
+        family: str,
+        state_dict: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any] | None = None,
+        *,
+        official_class: str | None = None,
+) -> nn.Module:
+    """Build our model from the official constructor's arguments and load the official weights strictly.
+
+    Args:
+        family: Name of the family, for example 'vim'.
+        state_dict: The official state dict, without a training checkpoint around it.
+        config: Keyword arguments of the official constructor; what keys and shapes tell when None.
+        official_class: Name of the official class; the family's usual one, or what the keys tell, when None.
+
+    Returns:
+        Our model in training mode. It takes the official inputs in the official order and returns the official
+        output: for a dense class the list of (B, C, H, W) maps.
+
+    Raises:
+        ValueError: Unknown family or class, or a configuration that has no counterpart here.
+        CheckpointError: The state dict does not fit; the error lists every missing, unexpected and mis-shaped key.
+    """
+    official = find_official(family)
+    if config is None:
+        inferred_class, config = official.infer(state_dict)
+        official_class = official_class or inferred_class
+        _logger.info('Inferred %s(%s) from the state dict.', official_class, config)
+    official_class = official_class or official.infer(state_dict)[0]
+    if official_class not in official.classes:
+        raise ValueError(
+            f'{official_class!r} is no official class of the family {family!r}. '
+            f'{did_you_mean(official_class, official.classes)}')
+    model = official.build(official_class, config)
+    table = official.keys(official_class)
+    derived = official.derived(model)
+    _check_official(model, state_dict, table, derived, f'The state dict does not fit {official_class}')
+    _check_derived(state_dict, derived)
+    trained = {key: value for key, value in state_dict.items() if key not in derived}
+    model.load_state_dict(translate_keys(trained, table))
+    return model
+
+
+def to_official(
+        family: str,
+        model: nn.Module,
+        *,
+        official_class: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return the state dict of our model in the official names: the inverse of `from_official`.
+
+    Args:
+        family: Name of the family, for example 'vim'.
+        model: A model of that family.
+        official_class: Name of the official class; the family's usual one when None.
+
+    Returns:
+        Official key to tensor, with the entries that the official code stores though they can be computed.
+    """
+    official = find_official(family)
+    table = official.keys(official_class or official.classes[0])
+    return {**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)}
+
+
+def _check_official(
+        model: nn.Module,
+        state_dict: Mapping[str, torch.Tensor],
+        table: KeyTable,
+        derived: Mapping[str, torch.Tensor],
+        headline: str,
+) -> None:
+    wanted = {**translate_keys(model.state_dict(), table, reverse=True), **derived}
+    compare_shapes(_shapes(wanted.items()), _shapes(state_dict.items()), headline)
+
+
+def _shapes(items: Iterable[tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in items}
+
+
+def _check_derived(state_dict: Mapping[str, torch.Tensor], derived: Mapping[str, torch.Tensor]) -> None:
+    for key, value in derived.items():
+        given = state_dict[key]
+        if 'meta' in (given.device.type, value.device.type):
+            continue
+        gap = (given.double() - value.to(given.device).double()).abs().max().item()
+        if not gap < 1e-3:
+            raise CheckpointError(
+                f'{key} differs by up to {gap:.3g} from the table that the configuration gives: '
+                f'the configuration is not the one that the weights were trained with.')
