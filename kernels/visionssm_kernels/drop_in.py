@@ -46,6 +46,10 @@ def selective_scan_fn(
             raise TypeError(
                 f'selective_scan_fn: {name} is complex ({tensor.dtype}); only real state spaces are supported, '
                 f'pass a real tensor')
+    if u.dtype == torch.float64:
+        # Modules written for mamba_ssm cast these three with .float(), in a float64 model too.
+        A = A.double()
+        D, delta_bias = (None if tensor is None else tensor.double() for tensor in (D, delta_bias))
     return selective_scan(
         u, delta, A, B, C, D=D, z=z, delta_bias=delta_bias, delta_softplus=delta_softplus,
         return_last_state=return_last_state)
@@ -260,8 +264,8 @@ def mamba_inner_fn(
         B = _coefficient(rest.pop(0), B_proj_bias, b_rms_weight, b_c_dt_rms_eps)
     if C is None:
         C = _coefficient(rest.pop(0), C_proj_bias, c_rms_weight, b_c_dt_rms_eps)
-    out = selective_scan(
-        signal, delta, A, B, C, D=D, z=gate, delta_bias=delta_bias, delta_softplus=delta_softplus)
+    out = torch.ops.visionssm.selective_scan(
+        signal, delta, A, B, C, D, gate, delta_bias, delta_softplus, False)
     return F.linear(out.transpose(1, 2), out_proj_weight, out_proj_bias)
 
 

@@ -94,3 +94,8 @@ def test_norm_drops_out_only_while_training(x):
     dropped = norm(x)
     torch.testing.assert_close(norm.eval()(x), rms_norm_fn(x, norm.weight, eps=1e-5))
     assert (dropped == 0).any()
+
+
+def test_mamba_block_refuses_an_unknown_rank():
+    with pytest.raises(ValueError, match="dt_rank is 'full', expected 'auto'"):
+        Mamba(8, dt_rank='full')

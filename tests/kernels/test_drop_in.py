@@ -41,6 +41,12 @@ def test_selective_scan_fn_takes_the_arguments_in_mamba_ssms_order(scan_inputs):
     assert torch.equal(selective_scan_fn(*scan_inputs.values()), selective_scan(**scan_inputs))
 
 
+def test_selective_scan_fn_takes_float32_parameters_with_float64_maps(scan_inputs):
+    single = {name: scan_inputs[name].float() for name in ('A', 'D', 'delta_bias')}
+    expected = selective_scan_fn(**{**scan_inputs, **{name: tensor.double() for name, tensor in single.items()}})
+    assert torch.equal(selective_scan_fn(**{**scan_inputs, **single}), expected)
+
+
 def test_selective_scan_fn_returns_the_last_state(scan_inputs):
     out, state = selective_scan_fn(**scan_inputs, return_last_state=True)
     assert (out.shape, state.shape) == ((2, 4, 9), (2, 4, 3))

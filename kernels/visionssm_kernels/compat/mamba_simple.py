@@ -54,11 +54,13 @@ class Mamba(nn.Module):
     ) -> None:
         super().__init__()
         dd = {'device': device, 'dtype': dtype}
+        if isinstance(dt_rank, str) and dt_rank != 'auto':
+            raise ValueError(f"Mamba: dt_rank is {dt_rank!r}, expected 'auto' or a number")
         if dt_init not in ('random', 'constant'):
             raise ValueError(f"Mamba: dt_init is {dt_init!r}, expected 'random' or 'constant'")
         self.d_model, self.d_state, self.d_conv, self.expand = d_model, d_state, d_conv, expand
         self.d_inner = int(expand * d_model)
-        self.dt_rank = math.ceil(d_model / 16) if dt_rank == 'auto' else dt_rank
+        self.dt_rank = math.ceil(d_model / 16) if isinstance(dt_rank, str) else dt_rank
         self.use_fast_path = use_fast_path
         self.layer_idx = layer_idx
 

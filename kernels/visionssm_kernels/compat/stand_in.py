@@ -19,14 +19,15 @@ _logger = logging.getLogger('visionssm')
 # The releases whose interface is followed; the local part of the version keeps them apart from the real packages.
 _VERSIONS = {'causal_conv1d': '1.5.0+visionssm', 'mamba_ssm': '2.2.4+visionssm'}
 
+_Names = dict[str, tuple[str, ...]]
 _ROOT = __package__.rpartition('.')[0]
 _BLOCK, _DEFINITIONS, _NORM = (f'{__package__}.{name}' for name in ('mamba_simple', 'definitions', 'layer_norm'))
-_CONV = {f'{_ROOT}.drop_in': ('causal_conv1d_fn', 'causal_conv1d_update')}
-_SCAN = {f'{_ROOT}.drop_in': ('mamba_inner_fn', 'selective_scan_fn')}
-_NORMS = {_NORM: ('RMSNorm', 'layer_norm_fn', 'rms_norm_fn')}
+_CONV: _Names = {f'{_ROOT}.drop_in': ('causal_conv1d_fn', 'causal_conv1d_update')}
+_SCAN: _Names = {f'{_ROOT}.drop_in': ('mamba_inner_fn', 'selective_scan_fn')}
+_NORMS: _Names = {_NORM: ('RMSNorm', 'layer_norm_fn', 'rms_norm_fn')}
 
 # Stand-in module -> {module of ours: names taken from it}. A name that is not here does not exist in the stand-in.
-_CONTENTS: dict[str, dict[str, tuple[str, ...]]] = {
+_CONTENTS: dict[str, _Names] = {
     'causal_conv1d': _CONV,
     'causal_conv1d.causal_conv1d_interface': {**_CONV, _DEFINITIONS: ('causal_conv1d_ref',)},
     'mamba_ssm': {**_SCAN, _BLOCK: ('Mamba',)},
@@ -60,14 +61,16 @@ class _Loader(importlib.abc.Loader):
         """Copy the names of the table into the module."""
         name = module.__name__
         # `from mamba_ssm import Missing` reports this path, which tells whose module it is.
-        module.__file__ = __file__
-        module.__version__ = _VERSIONS[name.partition('.')[0]]
-        module.__doc__ = f'Stand-in for {name}, made by visionssm_kernels.compat.'
+        contents = {
+            '__file__': __file__,
+            '__version__': _VERSIONS[name.partition('.')[0]],
+            '__doc__': f'Stand-in for {name}, made by visionssm_kernels.compat.',
+            '__getattr__': _missing_name(name),
+        }
         for source, names in _CONTENTS[name].items():
             origin = importlib.import_module(source)
-            for attribute in names:
-                setattr(module, attribute, getattr(origin, attribute))
-        module.__getattr__ = _missing_name(name)
+            contents |= {attribute: getattr(origin, attribute) for attribute in names}
+        vars(module).update(contents)
 
 
 class _Finder(importlib.abc.MetaPathFinder):
