@@ -4,6 +4,8 @@ import os
 from typing import Any
 
 import timm
+from timm.models import list_models as list_registered
+from timm.models import model_entrypoint
 from torch import nn
 
 from .utils.suggest import did_you_mean
@@ -60,7 +62,7 @@ def create_model(
         if architecture in names:
             return names[architecture](pretrained=pretrained, checkpoint_path=checkpoint_path, **kwargs)
     if ':' not in name and not timm.is_model(architecture):
-        candidates = [*list_models(), *timm.list_models()]
+        candidates = [*list_models(), *list_registered()]
         raise ValueError(f'Unknown model {name!r}. {did_you_mean(architecture, candidates)}')
     if checkpoint_path is not None and architecture in list_models(_CLASSIFICATION):
         overlay = {**(kwargs.pop('pretrained_cfg_overlay', None) or {}), 'file': os.fspath(checkpoint_path)}
@@ -69,4 +71,4 @@ def create_model(
 
 
 def _classifiers() -> list[str]:
-    return [name for name in timm.list_models() if timm.model_entrypoint(name).__module__.startswith(_PACKAGE)]
+    return [name for name in list_registered() if model_entrypoint(name).__module__.startswith(_PACKAGE)]

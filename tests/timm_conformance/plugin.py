@@ -1,0 +1,66 @@
+"""Pytest plugin that points timm's own model tests at this package's models.
+
+It replaces `timm.list_models` and `timm.list_pretrained` before the test module is collected, and drops the tests that
+name timm's own architectures.
+"""
+from collections.abc import Iterable
+from functools import cache
+
+import pytest
+import timm
+import torch
+
+import visionssm
+
+TIMM_LIST_MODELS = timm.list_models  # before it is replaced below
+
+
+@cache
+def is_token_model(name: str) -> bool:
+    """Token models keep (B, L, C) in forward_features; timm tests them apart from those with maps."""
+    model = timm.create_model(name, device='meta')
+    return model.forward_features(torch.empty(1, *model.default_cfg['input_size'], device='meta')).ndim == 3
+
+
+def ours(include_tags: bool = False) -> list[str]:
+    names = set(visionssm.list_models('classification'))
+    return [name for name in TIMM_LIST_MODELS(include_tags=include_tags) if name.split('.')[0] in names]
+
+
+def small() -> list[str]:
+    return [name for name in ours() if name.endswith('_pico')]
+
+
+def list_models(
+        filter: str | Iterable[str] = '',
+        module: str | Iterable[str] = '',
+        pretrained: bool = False,
+        exclude_filters: str | Iterable[str] = '',
+        name_matches_cfg: bool = False,
+        include_tags: bool | None = None,
+) -> list[str]:
+    """Answer the calls of timm's test module: all models where only metadata is looked at, else the small ones.
+
+    The two tests of configurations ask for tags; the one for token models gives its patterns as the filter.
+    """
+    if pretrained or isinstance(filter, str) and filter:
+        return []
+    if include_tags:
+        return [name for name in ours(include_tags=True) if is_token_model(name) == bool(filter)]
+    return small()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    timm.list_models = list_models
+    timm.list_pretrained = lambda *args, **kwargs: []
+    torch.set_num_threads(1 if hasattr(config, 'workerinput') else 2)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    names = set(ours(include_tags=True)) | set(ours())
+    kept, dropped = [], []
+    for item in items:
+        params = item.callspec.params if hasattr(item, 'callspec') else {}
+        (kept if params.get('model_name') in names else dropped).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=dropped)
