@@ -1,8 +1,8 @@
 """The routed selective scan in Triton, forward and backward.
 
 One program serves one (batch item, route, block of channels within a group of B and C) and walks the route chunk by
-chunk. Within a chunk the recurrence of one state index at a time is an associative scan over a (BLOCK_D, CHUNK) tile, so
-that B and C are read once for a whole block of channels and the backward pass needs no stored states but checkpoints.
+chunk. Within a chunk the recurrence of one state index at a time is an associative scan over a (BLOCK_D, CHUNK) tile,
+so B and C are read once for a whole block of channels and the backward pass needs no stored states but checkpoints.
 Pixels are addressed through the route: no map is permuted or copied. Sums over programs (B and C over the blocks of a
 group, parameters over the batch, merged routes) go through partial buffers that the launcher adds up in a fixed order,
 so results are the same in every run. The meaning of arguments and results stands in `visionssm_kernels._dispatch`.
@@ -11,6 +11,7 @@ so results are the same in every run. The meaning of arguments and results stand
 # ruff: noqa: ANN001, ANN202
 # mypy: disable-error-code="no-untyped-def"
 import math
+from typing import Any
 
 import torch
 import triton
@@ -18,8 +19,9 @@ import triton.language as tl
 
 from .._dispatch import CHUNK
 
-TILE_BYTES = 8192
-"""Bytes of one (BLOCK_D, CHUNK) tile: about ten of them live in the registers of the backward pass at 8 warps."""
+TILE_BYTES = 4096
+"""Bytes of one full (BLOCK_D, CHUNK) tile, 16 a thread: the dozen tiles of the backward pass then stay in registers."""
+BYTES_PER_WARP = 512
 
 
 @triton.jit
@@ -258,7 +260,7 @@ def _scan_backward_kernel(
 def _geometry(delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> dict[str, int]:
     """Returns how the channels are shared out, as kernel arguments.
 
-    A part is the widest run of channels that lies in one group of B and one group of C; `parts_B` parts are a group of B.
+    A part is the widest run of channels that lies in one group of B and in one of C; `parts_B` parts are a group of B.
     """
     dim, length = delta.shape[2:]
     groups_b, groups_c = (x.shape[2] if x.ndim == 5 else 1 for x in (B, C))
@@ -274,13 +276,15 @@ def _geometry(delta: torch.Tensor, A: torch.Tensor, B: torch.Tensor, C: torch.Te
 
 def _strides(name: str, axes: str, x: torch.Tensor | None) -> dict[str, int]:
     """Returns the strides of a map as kernel arguments, for example {'su_b': ...}; 0 along an axis of size one."""
-    steps = (0,) * len(axes) if x is None else (step if size > 1 else 0 for step, size in zip(x.stride(), x.shape, strict=True))
+    steps = [0] * len(axes)
+    if x is not None:
+        steps = [step if size > 1 else 0 for step, size in zip(x.stride(), x.shape, strict=True)]
     return {f's{name}_{axis}': step for axis, step in zip(axes, steps, strict=True)}
 
 
 def _launch(
         kernel: triton.JITFunction,
-        pointers: dict[str, torch.Tensor | None],
+        pointers: dict[str, Any],
         geometry: dict[str, int],
         delta_softplus: bool,
         reverse: bool,
@@ -289,7 +293,7 @@ def _launch(
 
     Args:
         kernel: The forward or the backward kernel.
-        pointers: Every tensor argument by its name in the kernel, without `_ptr`.
+        pointers: Every tensor argument by its name in the kernel, without `_ptr`; None where absent.
         geometry: Sizes, see `_geometry`.
         delta_softplus: Applies softplus to the steps.
         reverse: Walks the natural order backwards.
@@ -298,20 +302,19 @@ def _launch(
     for short, name in (('u', 'u'), ('d', 'delta'), ('z', 'z'), ('o', 'dout')):
         if name in pointers:
             strides.update(_strides(short, 'bkdl', pointers[name]))
-    B, C, delta = pointers['B'], pointers['C'], pointers['delta']
+    A, B, C, delta = pointers['A'], pointers['B'], pointers['C'], pointers['delta']
     strides.update(_strides('B', 'bkgnl', B if B.ndim == 5 else None))
     strides.update(_strides('C', 'bkgnl', C if C.ndim == 5 else None))
     programs = delta.shape[0] * geometry['K'] * geometry['parts'] * geometry['blocks']
-    dtype = pointers['A'].dtype
     # Triton starts kernels on the current device, whatever the device of their arguments
     with torch.cuda.device_of(delta):
         kernel[(programs,)](
             **{f'{name}_ptr': x for name, x in pointers.items()}, **strides, **geometry,
-            ACC=tl.float64 if dtype == torch.float64 else tl.float32,
+            ACC=tl.float64 if A.dtype == torch.float64 else tl.float32,
             CONST_B=B.ndim == 3, CONST_C=C.ndim == 3, HAS_D=pointers['D'] is not None,
             HAS_Z=pointers['z'] is not None, HAS_BIAS=pointers['bias'] is not None,
             HAS_INDEX=pointers['index'] is not None, REVERSE=reverse, SOFTPLUS=delta_softplus,
-            num_warps=min(8, max(1, geometry['BLOCK_D'] * CHUNK // 256)), num_stages=1)
+            num_warps=max(1, geometry['BLOCK_D'] * CHUNK * A.element_size() // BYTES_PER_WARP), num_stages=1)
 
 
 def forward(

@@ -1,0 +1,92 @@
+"""The Triton kernels compile for real targets; the compiler needs no device, so this runs on any machine."""
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip('triton', reason='triton is not installed')
+if os.environ.get('TRITON_INTERPRET') == '1':
+    pytest.skip('TRITON_INTERPRET=1 replaces the compiler', allow_module_level=True)
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from visionssm_kernels.selective_scan import triton_impl  # noqa: E402
+
+HOPPER, MI300 = ('cuda', 90, 32), ('hip', 'gfx942', 64)
+POINTERS = {torch.float64: '*fp64', torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16',
+            torch.int32: '*i32'}
+
+
+class Recorder:
+    """Stands in for a kernel and keeps the arguments of its launch."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.launch = {}
+
+    def __getitem__(self, grid):
+        return lambda **kwargs: self.launch.update(kwargs)
+
+    def source(self):
+        """The launch as Triton specialises it: None, constexprs and integers of 1 are part of the kernel."""
+        signature, constants = {}, {}
+        for i, param in enumerate(self.kernel.params):
+            value = self.launch[param.name]
+            if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+                signature[param.name], constants[(i,)] = 'constexpr', value
+            elif isinstance(value, torch.Tensor):
+                signature[param.name] = POINTERS[value.dtype]
+            else:
+                signature[param.name] = param.annotation_type or 'i32'
+        return ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
+
+    def options(self):
+        return {name: self.launch[name] for name in ('num_warps', 'num_stages')}
+
+
+def record(monkeypatch, dtype, batch=2, routes=1, dim=96, length=200, state=16, constant=False, full=True, index=False):
+    """Runs both launchers with recorders in place of the kernels."""
+    recorders = [Recorder(triton_impl._scan_forward_kernel), Recorder(triton_impl._scan_backward_kernel)]
+    monkeypatch.setattr(triton_impl, '_scan_forward_kernel', recorders[0])
+    monkeypatch.setattr(triton_impl, '_scan_backward_kernel', recorders[1])
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    u, delta = torch.ones(batch, 1, dim, length, dtype=dtype), torch.ones(batch, routes, dim, length, dtype=dtype)
+    A, D = -torch.ones(routes, dim, state, dtype=parameter), torch.ones(routes, dim, dtype=parameter) if full else None
+    B = A.to(dtype) if constant else torch.ones(batch, routes, 1, state, length, dtype=dtype)
+    z = torch.ones_like(delta) if full else None
+    table = torch.arange(length, dtype=torch.int32).repeat(routes, 1) if index else None
+    args, flags = (u, delta, A, B, B, D, z, D, table), (full, not index, routes > 1)
+    out, last_state, checkpoints = triton_impl.forward(*args, *flags)
+    triton_impl.backward(torch.ones_like(out), None, *args, checkpoints, *flags)
+    return recorders
+
+
+@pytest.mark.parametrize(('target', 'options'), [
+    pytest.param(HOPPER, {'dtype': torch.float32}, id='sm90-float32'),
+    pytest.param(HOPPER, {'dtype': torch.bfloat16, 'routes': 4, 'state': 1, 'index': True, 'full': False},
+                 id='sm90-bfloat16-routes'),
+    pytest.param(HOPPER, {'dtype': torch.float64, 'constant': True}, id='sm90-float64-constant'),
+    pytest.param(HOPPER, {'dtype': torch.float16, 'batch': 1, 'dim': 1, 'length': 1, 'state': 1}, id='sm90-ones'),
+    pytest.param(MI300, {'dtype': torch.float32, 'routes': 2, 'index': True, 'full': False}, id='gfx942-routes'),
+])
+def test_both_kernels_compile_to_machine_code(monkeypatch, tmp_path: Path, target, options):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record(monkeypatch, **options):
+        built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
+        assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
+def test_full_tiles_stay_in_registers(monkeypatch, tmp_path: Path, dtype):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record(monkeypatch, dtype):
+        built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
+        (tmp_path / 'kernel.ptx').write_text(built.asm['ptx'])
+        report = subprocess.run(
+            [triton.knobs.nvidia.ptxas.path, '-v', '--gpu-name=sm_90a', 'kernel.ptx', '-o', 'kernel.cubin'],
+            cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+        assert re.search(r'\b0 bytes spill stores', report), report
