@@ -10,7 +10,16 @@ from mmengine.runner import Runner as _Runner
 from torch.utils.data import DataLoader
 
 from .. import registry
-from ..registry import OPTIM_WRAPPERS, PARAM_SCHEDULERS
+from ..registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    HOOKS,
+    METRICS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    VISUALIZERS,
+)
 from ..utils.suggest import did_you_mean
 from .optim import optimizer_class
 from .runner import OWN_HOOKS, ResumableEpochLoop
@@ -27,6 +36,10 @@ PLAIN_KEYS = {
     'env_cfg': {'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
     'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
 }
+# where a section's type is looked up; elsewhere a type may belong to another library and is left to its reader
+REGISTRY_OF = {'model': MODELS, 'dataset': DATASETS, 'sampler': DATA_SAMPLERS, 'custom_hooks': HOOKS,
+               'default_hooks': HOOKS, 'val_evaluator': METRICS, 'test_evaluator': METRICS,
+               'param_scheduler': PARAM_SCHEDULERS, 'visualizer': VISUALIZERS}
 HOOK_NAMES = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', *OWN_HOOKS}
 
 
@@ -134,8 +147,19 @@ def _check_nested(where: str, value: Any) -> None:
         names, closed = accepted_arguments(found)
         extra = {'type', '_scope_'} | ({'convert_to_iter_based'} if _is_scheduler(found) else set())
         _compare(f'{where} ({found.__name__})', value, names | extra, closed)
+    elif isinstance(kind, str):
+        _check_registered(where, kind)
     for key, item in value.items():
         _check_nested(f'{where}.{key}', item)
+
+
+def _check_registered(where: str, kind: str) -> None:
+    home = REGISTRY_OF.get(where.rpartition('.')[2].partition('[')[0]) or REGISTRY_OF.get(where.partition('.')[0])
+    # a scope or a dotted path names another package, which is imported when the object is built
+    if home is not None and '.' not in kind and where.count('.') <= 1:
+        known = [*home.module_dict, *home.parent.module_dict]
+        raise ConfigError(f'{where}.type is {kind!r}, which is not registered. {did_you_mean(kind, known)} A class of '
+                          "your own needs custom_imports=dict(imports=['its_module'])")
 
 
 def _is_scheduler(cls: Any) -> bool:

@@ -27,7 +27,7 @@ from ..registry import HOOKS
 SCHEME = 'visionssm://'
 
 
-def atomic_write(content: bytes, path: str | os.PathLike) -> None:
+def atomic_write(content: bytes | memoryview, path: str | os.PathLike) -> None:
     """Write a file so that its name shows either the old content or all of the new.
 
     Args:
@@ -58,9 +58,9 @@ def atomic_save(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
         path: Where.
     """
     # written in memory first, because torch's own writer may abort the process when a disk is full
-    with io.BytesIO() as buffer:
-        torch.save(checkpoint, buffer)
-        atomic_write(buffer.getbuffer(), path)
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    atomic_write(buffer.getbuffer(), path)
 
 
 def is_whole(path: str | os.PathLike) -> bool:

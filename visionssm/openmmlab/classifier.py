@@ -75,6 +75,10 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
             raise ValueError(f'mean and std go together: got mean={mean}, std={std}; give both or neither')
         if mean is not None and len(mean) != len(std):
             raise ValueError(f'mean and std need one value a channel each: got {len(mean)} and {len(std)}')
+        for key in mixup or {}:
+            known = inspect.signature(Mixup).parameters
+            if key not in known:
+                raise ValueError(f'mixup has no key {key!r}. {did_you_mean(key, known)} It takes {", ".join(known)}.')
         self.mixup = None if mixup is None else Mixup(**{'num_classes': num_classes, **mixup})
         for key, values in (('mean', mean), ('std', std)):
             tensor = None if values is None else torch.tensor(values, dtype=torch.float32).view(-1, 1, 1)

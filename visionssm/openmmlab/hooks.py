@@ -138,18 +138,21 @@ class NaNGuardHook(Hook):
         norm = norm.full_tensor() if hasattr(norm, 'full_tensor') else norm
         if bool(torch.isfinite(norm)):
             return
-        bad = [name for name, grad in named if not bool(torch.isfinite(_local(grad)).all())]
-        # the backward pass runs from the output to the input, so the last module in order was hit first
-        origin = f'first in the backward pass: {bad[-1]}' if bad else 'each gradient is finite, their norm overflows'
+        origin = _bad_parameter(runner.bare_model)
+        if not origin:
+            bad = [name for name, grad in named if not bool(torch.isfinite(_local(grad)).all())]
+            # the backward pass runs from the output to the input, so the last parameter in order was hit first
+            origin = (f'first in the backward pass: {bad[-1]} ({len(bad)} of {len(named)} parameters)' if bad else
+                      'each gradient is finite and their norm overflows')
         raise NonFiniteError(f'the gradient is {norm.item()} at step {runner.iter + 1} (epoch {runner.epoch + 1}); '
-                             f'{origin} ({len(bad)} of {len(named)} parameters). The weights still are those of the '
-                             'step before; lower the learning rate or clip gradients.')
+                             f'{origin}. The weights still are those of the step before; lower the learning rate or '
+                             'clip gradients.')
 
     def _find_module(self, runner: Runner) -> str:
         model = runner.bare_model
-        bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(_local(p)).all())]
+        bad = _bad_parameter(model)
         if bad:
-            return f'the parameter {bad[0]} is not finite ({len(bad)} such parameters)'
+            return bad
         if dist.is_sharded(model):
             return 'all parameters are finite (a sharded model is not run again)'
         seed_step(runner.seed, runner.iter, get_rank())
@@ -160,6 +163,11 @@ class NaNGuardHook(Hook):
             # not through __call__, whose hook asked for this search
             model.forward(**data, mode='loss')
         return f'first bad module: {found[0]}' if found else 'each module gives finite outputs on a second run'
+
+
+def _bad_parameter(model: nn.Module) -> str:
+    bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(_local(p)).all())]
+    return f'the parameter {bad[0]} is not finite ({len(bad)} such parameters)' if bad else ''
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

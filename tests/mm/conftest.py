@@ -1,0 +1,89 @@
+"""Fixtures that train the toy task, in this process or through the tools."""
+import importlib
+import os
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip('mmengine', reason='needs the extra [mm]')
+
+import torch  # noqa: E402
+from mmengine.config import Config  # noqa: E402
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _toy_on_the_path(monkeypatch):
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(HERE), str(ROOT), str(ROOT / 'kernels')]))
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def loader(shuffle, batch_size=8, **kwargs):
+    return dict(batch_size=batch_size, num_workers=0, sampler=dict(type='SeededSampler', shuffle=shuffle),
+                collate_fn=dict(type='collate_images'), dataset=dict(type='ToyImages', **kwargs))
+
+
+@pytest.fixture
+def toy_config(tmp_path, _toy_on_the_path):
+    """A function that makes the config of a 3-epoch run with 8 steps an epoch; keywords replace top-level keys."""
+
+    importlib.import_module('toy_engine')
+
+    def make(name='run', **overrides):
+        cfg = dict(
+            default_scope='visionssm', work_dir=str(tmp_path / name), experiment_name=uuid.uuid4().hex,
+            custom_imports=dict(imports=['toy_engine']),
+            model=dict(type='ImageClassifier',
+                       model=dict(name='test_vit', img_size=8, patch_size=4, in_chans=1, num_classes=4),
+                       data_preprocessor=dict(mean=[0.3], std=[0.3])),
+            train_dataloader=loader(True, transform=dict(type='ShiftFlip', shift=1, flip=0.5)),
+            val_dataloader=loader(False), val_cfg=dict(), val_evaluator=dict(type='Accuracy', topk=(1,)),
+            train_cfg=dict(by_epoch=True, max_epochs=3),
+            optim_wrapper=dict(constructor='LayerDecayOptimConstructor', optimizer=dict(type='AdamW', lr=2e-3)),
+            param_scheduler=[dict(type='CosineAnnealingLR', T_max=3, by_epoch=True, convert_to_iter_based=True)],
+            randomness=dict(seed=3), log_level='WARNING')
+        cfg.update(overrides)
+        return Config(cfg)
+
+    return make
+
+
+@pytest.fixture
+def train_toy(toy_config):
+    """A function that trains a config in this process and returns the runner."""
+
+    def run(cfg=None, **overrides):
+        from visionssm.openmmlab.runner import VisionRunner
+        runner = VisionRunner.from_cfg(cfg or toy_config(**overrides))
+        runner.train()
+        return runner
+
+    return run
+
+
+@pytest.fixture
+def run_tool(tmp_path):
+    """A function that runs tools/train.py on a config and returns the finished process."""
+
+    def run(cfg, *options, nproc=None, port=29500, timeout=110):
+        path = tmp_path / f'{uuid.uuid4().hex}.py'
+        cfg.dump(str(path))
+        start = [sys.executable]
+        if nproc:
+            start += ['-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', '--master_addr=127.0.0.1',
+                      f'--master_port={port}']
+            options = (*options, '--launcher', 'pytorch')
+        return subprocess.run([*start, str(ROOT / 'tools' / 'train.py'), str(path), *options], capture_output=True,
+                              text=True, timeout=timeout, cwd=tmp_path)
+
+    return run

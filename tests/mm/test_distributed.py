@@ -1,0 +1,74 @@
+"""Two processes with half the batch each train like one process: replicated and sharded, on the CPU with gloo."""
+import socket
+
+import numpy as np
+import pytest
+import torch
+
+WRAPPERS = {'ddp': None, 'fsdp': dict(type='FullyShard', min_params=10_000)}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def plain_config(toy_config, tmp_path):
+    """The toy run without random augmentation, which writes its losses to NAME.npy."""
+
+    def make(name, batch_size, wrapper=None, **overrides):
+        cfg = toy_config(name, **overrides)
+        cfg.train_dataloader.batch_size = batch_size
+        cfg.train_dataloader.dataset.transform = dict(type='ShiftFlip')
+        cfg.optim_wrapper.clip_grad = dict(max_norm=1.0)
+        cfg.custom_hooks = [dict(type='LossHook', path=str(tmp_path / f'{name}.npy')),
+                            dict(type='EMAHook', decay=0.9)]
+        if wrapper:
+            cfg.model_wrapper_cfg = wrapper
+        return cfg
+
+    return make
+
+
+def losses(tmp_path, name):
+    return np.load(tmp_path / f'{name}.npy')
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', WRAPPERS)
+def test_two_processes_train_like_one(plain_config, train_toy, run_tool, tmp_path, kind):
+    train_toy(plain_config('one', 8))
+    done = run_tool(plain_config('two', 4, WRAPPERS[kind]), nproc=2, port=free_port())
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = losses(tmp_path, 'one'), losses(tmp_path, 'two')
+    assert len(one) == len(two) == 24
+    # observed: 2e-6; Adam amplifies rounding, so the bound is relative to the losses' scale
+    np.testing.assert_allclose(two, one, rtol=2e-4, atol=2e-5)
+    weights = [torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('one', 'two')]
+    for part in ('state_dict', 'ema_state_dict'):
+        assert weights[0][part].keys() == weights[1][part].keys()
+        for key, value in weights[0][part].items():
+            torch.testing.assert_close(weights[1][part][key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.slow
+def test_a_sharded_run_resumes_to_the_same_weights(plain_config, run_tool, tmp_path):
+    whole = plain_config('whole', 4, WRAPPERS['fsdp'])
+    short = plain_config('parts', 4, WRAPPERS['fsdp'])
+    short.custom_hooks.append(dict(type='KillHook', step=13))
+    for cfg, options, code in ((whole, (), 0), (short, (), 1),
+                               (plain_config('parts', 4, WRAPPERS['fsdp']), ('--resume',), 0)):
+        done = run_tool(cfg, *options, nproc=2, port=free_port())
+        assert done.returncode == code, done.stderr[-3000:]
+    one, two = (torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('whole', 'parts'))
+    assert all(torch.equal(value, two['state_dict'][key]) for key, value in one['state_dict'].items())
+    assert all(torch.equal(value, two['ema_state_dict'][key]) for key, value in one['ema_state_dict'].items())
+
+
+def test_the_first_line_of_dist_train_tells_its_usage(repo_root):
+    import subprocess
+    done = subprocess.run([str(repo_root / 'tools' / 'dist_train.sh')], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'CONFIG NPROC' in done.stderr
