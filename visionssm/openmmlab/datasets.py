@@ -101,8 +101,8 @@ class TimmDataset(ImageDataset):
         class_to_idx = None if class_map is None else class_names(class_map, root or '')
         layout = f'{root}/{split}/<class>/<image>.jpg or {root}/<class>/<image>.jpg, or a .tar of such a tree'
         if not prefix and (root is None or not os.path.exists(root)):
-            raise FileNotFoundError(f'the data folder {root!r} does not exist; expected {layout}. Name it in the '
-                                    'config or with --cfg-options data_root=FOLDER')
+            raise FileNotFoundError(f'the data folder {root!r} does not exist; expected {layout}. Name it in '
+                                    'the config; those for ImageNet take it from the variable IMAGENET_ROOT')
         try:
             self.source = create_dataset(name, root, split=split, class_map=class_to_idx or '', input_img_mode=mode,
                                          **(dataset_args or {}))
@@ -118,6 +118,9 @@ class TimmDataset(ImageDataset):
         names = class_to_idx or getattr(self.reader, 'class_to_idx', None) or getattr(
             self.reader, 'class_name_to_idx', None) or getattr(self.source, 'class_to_idx', {})
         super().__init__(transform, sorted(names, key=names.__getitem__), seed, max_unreadable)
+        if isinstance(class_map, str) and not Path(class_map).suffix:
+            info = ImageNetInfo(class_map)
+            self.metainfo['descriptions'] = tuple(info.label_descriptions())
 
     def __len__(self) -> int:
         """Number of images."""

@@ -1,7 +1,6 @@
 # Fashion-MNIST, 28 x 28 grey; source: see visionssm.openmmlab.datasets.load_fashion_mnist
 source = 'auto'
 data_root = None
-data_preprocessor = dict(mean=[0.2860], std=[0.3530])
 
 train_dataloader = dict(
     batch_size=64,

@@ -1,0 +1,10 @@
+"""Name what is on images: python tools/predict.py IMAGE_OR_FOLDER --model NAME --checkpoint FILE."""
+import sys
+
+try:
+    from visionssm.openmmlab.predict import predict
+except ImportError as error:
+    sys.exit(f'{error}\nPrediction needs the package and its extra: pip install -e .[mm]')
+
+if __name__ == '__main__':
+    sys.exit(predict())

@@ -1,0 +1,210 @@
+"""Evaluation of a trained classifier: by a config, or of any model by its name on a folder of images."""
+import argparse
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.dist import is_main_process
+from mmengine.registry import DefaultScope
+from timm.data import resolve_data_config
+
+from ..utils.suggest import did_you_mean
+from .check import ConfigError, check_config
+from .cli import USER_ERRORS, add_common_options, load_config
+from .metrics import Accuracy
+from .runner import VisionRunner
+from .visuals import write_json
+
+__all__ = ['evaluate', 'format_table', 'model_config', 'parse_test', 'test_config']
+
+logger = logging.getLogger('visionssm')
+
+TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_scheduler', 'val_dataloader', 'val_cfg',
+                 'val_evaluator', 'auto_scale_lr')
+
+
+def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parses the options of `tools/test.py`.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        The options; `config` is None where `--model` is given.
+    """
+    parser = argparse.ArgumentParser(description='Evaluate a classifier: test.py CONFIG CHECKPOINT, or '
+                                                 'test.py --model NAME --data FOLDER [CHECKPOINT].')
+    by_model = argparse.ArgumentParser(add_help=False)
+    by_model.add_argument('--model')
+    if by_model.parse_known_args(argv)[0].model is None:
+        add_common_options(parser)
+        parser.add_argument('checkpoint', help='weights: of a training here, safetensors, published ones, or '
+                                               'visionssm://NAME')
+    else:
+        parser.set_defaults(config=None, cfg_options={}, launcher='none', local_rank=0)
+        parser.add_argument('checkpoint', nargs='?', help='weights (default: the published ones of the model)')
+        parser.add_argument('--work-dir', help='where logs and pictures go (default: work_dirs/MODEL/test)')
+        parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    parser.add_argument('--model', help='name of a model of timm or visionssm, instead of a config')
+    parser.add_argument('--data', help='folder of images; replaces the test data of the config')
+    parser.add_argument('--out', help='JSON file for the results (default: accuracy.json in the work directory)')
+    parser.add_argument('--batch-size', type=int, help="images at a time (default: the config's)")
+    parser.add_argument('--amp', nargs='?', const='bf16', choices=['bf16', 'fp16'], help='mixed precision')
+    args = parser.parse_args(argv)
+    if args.model and not args.data:
+        parser.error('--model needs --data FOLDER')
+    return args
+
+
+def model_config(name: str, data: str, pretrained: bool = False) -> Config:
+    """The config that evaluates a model on a folder of class folders with the model's own preprocessing.
+
+    Args:
+        name: Model name.
+        data: Folder `<data>/<class>/<image>` or `<data>/val/<class>/<image>`. For a model of 1000 classes the folders
+            are ImageNet's synsets in the official order; otherwise sorted folder names.
+        pretrained: Take the published weights.
+
+    Returns:
+        The config, without a work dir.
+    """
+    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name.split('.')[0]) else None
+    if cfg is None:
+        raise ValueError(f'unknown model {name!r}. {did_you_mean(name.split(".")[0], timm.list_models())} '
+                         'See timm.list_models().')
+    pre = resolve_data_config(pretrained_cfg=cfg.to_dict())
+    transform = {'type': 'TimmTransform', **{key: pre[key] for key in
+                                             ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')}}
+    dataset = {'type': 'TimmDataset', 'root': data, 'split': 'val', 'transform': transform,
+               'class_map': 'imagenet-1k' if cfg.num_classes == 1000 else None}
+    return Config({
+        'default_scope': 'visionssm',
+        'model': {'type': 'ImageClassifier', 'model': {'name': name, 'pretrained': pretrained},
+                  'data_preprocessor': {'mean': pre['mean'], 'std': pre['std']}},
+        'test_dataloader': {'batch_size': 64, 'num_workers': min(4, os.cpu_count() or 1), 'dataset': dataset,
+                            'sampler': {'type': 'SeededSampler', 'shuffle': False},
+                            'collate_fn': {'type': 'collate_images'}},
+        'test_evaluator': {'type': 'Accuracy', 'topk': (1, 5)},
+        'test_cfg': {},
+    })
+
+
+def test_config(args: argparse.Namespace) -> Config:
+    """The config of an evaluation: nothing of the training is left in it.
+
+    Args:
+        args: Options of `parse_test`.
+
+    Returns:
+        The checked config.
+    """
+    if args.model:
+        cfg = model_config(args.model, args.data, pretrained=args.checkpoint is None)
+        cfg.work_dir = args.work_dir or str(Path('work_dirs', args.model, 'test'))
+    else:
+        cfg = load_config(args)
+        if args.work_dir is None:
+            cfg.work_dir = str(Path(cfg.work_dir) / 'test')
+        for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+            if cfg.get(key) is None:
+                raise ConfigError(f'The config lacks the key {key!r}, which evaluation needs')
+        cfg.model.model.pop('pretrained', None)
+    if args.data:
+        cfg.test_dataloader.dataset.root = args.data
+    if args.batch_size:
+        cfg.test_dataloader.batch_size = args.batch_size
+    cfg.load_from, cfg.resume = args.checkpoint, False
+    with DefaultScope.overwrite_default_scope('visionssm'):
+        check_config(cfg)
+    for key in TRAINING_KEYS:
+        cfg.pop(key, None)
+    # checkpoints hold the averaged weights where training averaged, so its other hooks have nothing to do here
+    cfg.custom_hooks = [{'type': 'VisualReportHook'}]
+    return cfg
+
+
+def format_table(summary: Mapping[str, Any], max_classes: int = 50) -> str:
+    """Lays out accuracies as text.
+
+    Args:
+        summary: What `metrics.summarise` returns.
+        max_classes: With more classes than this only the ten worst are listed.
+
+    Returns:
+        One line a class and one for all images.
+    """
+    keys = [key for key in summary if key.startswith('top')]
+    rows = [row for row in summary['classes'] if row['count']]
+    note = ''
+    if len(rows) > max_classes:
+        note = f'(the 10 worst of {len(rows)} classes; the JSON file has all)\n'
+        rows = sorted(rows, key=lambda row: row[keys[0]])[:10]
+    rows = [*rows, {'class': 'all', **summary}]
+    width = max(len('class'), *(len(row['class']) for row in rows))
+    head = f'{"class":<{width}}  {"images":>7}' + ''.join(f'  {key.replace("top", "top-"):>7}' for key in keys)
+    lines = [f'{row["class"]:<{width}}  {row["count"]:>7}' + ''.join(f'  {row[key]:>7.2f}' for key in keys)
+             for row in rows]
+    rule = '-' * len(head)
+    return '\n'.join([note + head, rule, *lines[:-1], rule, lines[-1]])
+
+
+def _autocast(name: str | None) -> contextlib.AbstractContextManager:
+    if name is None:
+        return contextlib.nullcontext()
+    return torch.autocast(get_device(), dtype=torch.bfloat16 if name == 'bf16' else torch.float16)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluates, prints the table and writes the results.
+
+    Args:
+        args: Options of `parse_test`.
+
+    Returns:
+        The results as they are in the JSON file; empty on processes other than the main one.
+    """
+    runner = VisionRunner.from_cfg(test_config(args))
+    with _autocast(args.amp):
+        values = runner.test()
+    metric = next((item for item in runner.test_evaluator.metrics if isinstance(item, Accuracy)), None)
+    if not is_main_process():
+        return {}
+    results = {'config': args.config, 'model': dict(runner.cfg.model.model), 'checkpoint': args.checkpoint,
+               'metrics': values, **(metric.summary if metric else {})}
+    dataset = runner.test_dataloader.dataset
+    if getattr(dataset, 'num_unreadable', 0):
+        logger.warning('%d unreadable images were left out', dataset.num_unreadable)
+        results['unreadable'] = dataset.num_unreadable
+    out = Path(args.out) if args.out else Path(runner.work_dir, 'accuracy.json')
+    write_json(results, out)
+    if metric:
+        sys.stdout.write(f'{format_table(metric.summary)}\nresults: {out}\ntop-1: {metric.summary["top1"]:.2f}\n')
+    return results
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """Runs `tools/test.py`.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        Exit code.
+    """
+    args = parse_test(argv)
+    try:
+        run(args)
+    except USER_ERRORS as error:
+        if args.debug:
+            raise
+        logger.error('%s', error)
+        return 1
+    return 0

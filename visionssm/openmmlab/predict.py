@@ -1,0 +1,287 @@
+"""Prediction: images from files, the classes that a model gives them, and annotated pictures."""
+import argparse
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import timm
+import torch
+import torch.nn as nn
+from mmengine.config import Config
+from mmengine.runner import CheckpointLoader
+from PIL import Image
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.data.readers.img_extensions import get_img_extensions
+
+from ..checkpoints import CheckpointError, load_state_dict
+from .checkpoint import is_training_checkpoint, load_weights
+from .classifier import create_timm_model
+from .data import READ_ERRORS
+from .visuals import save_predictions, save_top_classes
+
+__all__ = ['Prediction', 'Predictor', 'find_images', 'predict']
+
+logger = logging.getLogger('visionssm')
+
+
+class Prediction(NamedTuple):
+    """What a model says about one image: classes and probabilities, best first, and the image itself."""
+    path: Path
+    labels: list[int]
+    probabilities: list[float]
+    image: Image.Image
+
+
+def find_images(paths: Sequence[str | Path]) -> list[Path]:
+    """Lists image files.
+
+    Args:
+        paths: Files, taken whatever their name, and folders, searched through by file name extension.
+
+    Returns:
+        The files, those of a folder in order of their names.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f'{path} does not exist: give image files or folders of images')
+        if path.is_dir():
+            extensions = get_img_extensions(as_set=True)
+            inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in extensions)
+            if not inside:
+                raise FileNotFoundError(f'no images in the folder {path}: looked for {", ".join(sorted(extensions))}, '
+                                        'also in its sub-folders')
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def _describe_checkpoint(path: str) -> dict[str, Any]:
+    """What a checkpoint says about its model: `name`, `arguments`, `pretrained_cfg` and `classes`, or nothing."""
+    if path.endswith('.safetensors'):
+        try:
+            with safetensors.safe_open(path, framework='pt') as file:
+                metadata = file.metadata() or {}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f'{path} cannot be read: {error}') from error
+        config = json.loads(metadata.get('config', '{}'))
+        if not config and Path(path).with_name('config.json').is_file():
+            config = json.loads(Path(path).with_name('config.json').read_text())
+        if not config:
+            return {}
+        cfg = config.get('pretrained_cfg', {})
+        arguments = {'num_classes': config['num_classes'], **config.get('model_args', {})}
+        return {'name': config['architecture'], 'arguments': arguments, 'pretrained_cfg': cfg,
+                'classes': config.get('label_names') or cfg.get('label_names') or ()}
+    if not is_training_checkpoint(path):
+        return {}
+    meta = CheckpointLoader.load_checkpoint(path, map_location='cpu')['meta']
+    model = Config.fromstring(meta['cfg'], '.py').model
+    arguments = {key: value for key, value in model.model.items() if key not in ('name', 'pretrained')}
+    preprocessor = model.get('data_preprocessor') or {}
+    cfg = {key: tuple(preprocessor[key]) for key in ('mean', 'std') if preprocessor.get(key)}
+    return {'name': model.model.name, 'arguments': arguments, 'pretrained_cfg': cfg,
+            'classes': meta.get('dataset_meta', {}).get('classes') or ()}
+
+
+def _guess_arguments(name: str, path: str) -> dict[str, Any]:
+    """Number of classes and channels from the shapes in a bare weight file, by the names that timm gives these."""
+    cfg = timm.get_pretrained_cfg(name)
+    state = load_state_dict(path)
+    arguments = {}
+    for argument, module, axis in (('num_classes', cfg.classifier, 0), ('in_chans', cfg.first_conv, 1)):
+        weight = state.get(f'{module}.weight')
+        if weight is not None and weight.ndim > axis:
+            arguments[argument] = weight.shape[axis]
+    return arguments
+
+
+class Predictor:
+    """A classifier with its preprocessing and class names.
+
+    Args:
+        name: Model name; None takes the one that the checkpoint names.
+        checkpoint: Weight file of any kind that `load_weights` takes; None takes the published weights of `name`.
+        classes: Class names in label order; by default the checkpoint's, or ImageNet's.
+        device: Where to compute; None takes an accelerator where there is one.
+    """
+
+    def __init__(
+            self,
+            name: str | None = None,
+            checkpoint: str | None = None,
+            classes: Sequence[str] = (),
+            device: str | None = None,
+    ) -> None:
+        local = checkpoint is not None and '://' not in checkpoint
+        if local and not Path(str(checkpoint)).is_file():
+            raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
+        facts = _describe_checkpoint(str(checkpoint)) if local else {}
+        name = name or facts.get('name')
+        if name is None:
+            raise ValueError('which model? Give --model NAME'
+                             + (f': {checkpoint} does not say what it holds' if checkpoint else ''))
+        if facts and name.split('.')[0] != facts['name'].split('.')[0]:
+            logger.warning('%s names the model %s, loading it as %s', checkpoint, facts['name'], name)
+        arguments = facts.get('arguments', {})
+        if local and not facts and timm.is_model(name):
+            arguments = _guess_arguments(name, str(checkpoint))
+        self.model = create_timm_model(name, pretrained=checkpoint is None, **arguments)
+        if checkpoint is not None:
+            load_weights(self.model, checkpoint)
+        self.device = torch.device(device or _default_device())
+        self.model.eval().to(self.device)
+        cfg = {**self.model.pretrained_cfg, **facts.get('pretrained_cfg', {})}
+        self.channels = arguments.get('in_chans', cfg['input_size'][0])
+        self.data_config = resolve_data_config(_input_override(arguments, cfg), pretrained_cfg=cfg)
+        self.transform = create_transform(**self.data_config)
+        self.classes = list(classes) or _class_names(self.model, facts.get('classes', ()))
+
+    def class_name(self, label: int) -> str:
+        """Name of a class, its number where there is none."""
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+    def _load(self, path: Path) -> tuple[Image.Image, torch.Tensor]:
+        with Image.open(path) as file:
+            image = file.convert('L' if self.channels == 1 else 'RGB')
+        return image, self.transform(image)
+
+    @torch.inference_mode()
+    def predict(self, paths: Sequence[Path], topk: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+        """Classifies images; those that cannot be read are logged and left out.
+
+        Args:
+            paths: Image files.
+            topk: How many classes to name.
+            batch_size: Images at a time.
+
+        Yields:
+            One prediction a readable image, in order.
+        """
+        for start in range(0, len(paths), batch_size):
+            loaded = []
+            for path in paths[start:start + batch_size]:
+                try:
+                    loaded.append((path, *self._load(path)))
+                except READ_ERRORS as error:
+                    logger.warning('skipped %s: not a readable image (%s: %s)', path, type(error).__name__, error)
+            if not loaded:
+                continue
+            inputs = torch.stack([tensor for _, _, tensor in loaded]).to(self.device)
+            scores = self.model(inputs).float().softmax(-1).cpu()
+            best = scores.topk(min(topk, scores.shape[1]))
+            for (path, image, _), probabilities, labels in zip(loaded, best.values, best.indices, strict=True):
+                yield Prediction(path, labels.tolist(), probabilities.tolist(), image)
+
+
+def _default_device() -> str:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator is not None else 'cpu'
+
+
+def _input_override(arguments: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
+    """The input size that the constructor's arguments ask for, over that of the model's configuration."""
+    size = arguments.get('img_size', cfg['input_size'][1:])
+    h, w = (size, size) if isinstance(size, int) else size
+    channels = arguments.get('in_chans', cfg['input_size'][0])
+    override: dict[str, Any] = {'input_size': (channels, h, w)}
+    for key in ('mean', 'std'):
+        if len(cfg[key]) != channels:
+            override[key] = (sum(cfg[key]) / len(cfg[key]),)
+    return override
+
+
+def _class_names(model: nn.Module, stored: Sequence[str]) -> list[str]:
+    if stored:
+        return list(stored)
+    subset = infer_imagenet_subset(model)
+    if subset is None:
+        return []
+    info = ImageNetInfo(subset)
+    return [info.index_to_description(label) for label in range(info.num_classes())]
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Name what is on images.')
+    parser.add_argument('images', nargs='+', help='image files, or folders of them')
+    parser.add_argument('--model', help='name of the model (default: the one that the checkpoint names)')
+    parser.add_argument('--checkpoint', help='weights: of a training here, safetensors, published ones, or '
+                                             'visionssm://NAME (default: the published weights of --model)')
+    parser.add_argument('--classes', help='text file with the name of one class a line')
+    parser.add_argument('--topk', type=int, default=5, help='how many classes to name')
+    parser.add_argument('--out', default='predictions', help='folder for the annotated pictures')
+    parser.add_argument('--device', help='where to compute (default: an accelerator if there is one)')
+    parser.add_argument('--batch-size', type=int, default=32)
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    args = parser.parse_args(argv)
+    if args.topk < 1 or args.batch_size < 1:
+        parser.error(f'--topk {args.topk} and --batch-size {args.batch_size} must be 1 or more')
+    return args
+
+
+def _picture_names(paths: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """One file name an image, numbered where images of several folders share a name."""
+    taken: dict[str, int] = {}
+    for path in paths:
+        count = taken[path.stem] = taken.get(path.stem, 0) + 1
+        yield folder / f'{path.stem}{"" if count == 1 else f"-{count}"}_prediction.png'
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predicts, prints and draws as the options say.
+
+    Args:
+        args: Options of `tools/predict.py`.
+
+    Returns:
+        How many images could be read.
+    """
+    classes = Path(args.classes).read_text(encoding='utf-8').splitlines() if args.classes else ()
+    paths = find_images(args.images)
+    predictor = Predictor(args.model, args.checkpoint, classes, args.device)
+    predictions = []
+    for prediction in predictor.predict(paths, args.topk, args.batch_size):
+        predictions.append(prediction)
+        lines = [f'{rank}  {100 * p:6.2f} %  {predictor.class_name(label)}' for rank, (label, p) in
+                 enumerate(zip(prediction.labels, prediction.probabilities, strict=True), 1)]
+        sys.stdout.write('\n  '.join([str(prediction.path), *lines]) + '\n')
+        sys.stdout.flush()
+    if len(predictions) < len(paths):
+        logger.warning('%d of %d images could not be read', len(paths) - len(predictions), len(paths))
+    out = Path(args.out)
+    for prediction, path in zip(predictions, _picture_names([p.path for p in predictions], out), strict=True):
+        names = [predictor.class_name(label) for label in prediction.labels]
+        save_top_classes(np.asarray(prediction.image), names, prediction.probabilities, path)
+    if len(predictions) > 1:
+        samples = [{'image': np.asarray(p.image), 'label': None, 'predicted': p.labels[0],
+                    'probability': p.probabilities[0]} for p in predictions[:60]]
+        save_predictions(samples, predictor.classes, out / 'predictions.png')
+    if predictions:
+        sys.stdout.write(f'annotated pictures: {out}\n')
+    return len(predictions)
+
+
+def predict(argv: Sequence[str] | None = None) -> int:
+    """Runs `tools/predict.py`.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        Exit code: 0 if at least one image could be read.
+    """
+    logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
+    args = _parse(argv)
+    try:
+        return 0 if run(args) else 1
+    except (OSError, ValueError, RuntimeError) as error:
+        if args.debug:
+            raise
+        logger.error('%s', error)
+        return 1
