@@ -27,7 +27,8 @@ LAYERS = {
                          'visionssm_kernels'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }
-OPTIONAL = MM | {'cv2', 'matplotlib', 'scipy', 'albumentations', 'diffusers', 'tensorboard', 'mamba_ssm', 'causal_conv1d'}
+OPTIONAL = MM | {'cv2', 'matplotlib', 'scipy', 'albumentations', 'diffusers', 'tensorboard', 'mamba_ssm',
+                 'causal_conv1d'}
 MAX_LINES = [('visionssm/models/', 1000), ('visionssm/layers/', 350), ('kernels/', 400), ('tests/', 400), ('', 500)]
 
 
