@@ -79,18 +79,18 @@ class Case:
 
 
 CASES = [
-    Case(B=2, D=5, L=17, N=3),
+    Case(B=2, D=3, L=17, N=3),
     Case(D=1, L=1, N=1),
-    Case(D=33, L=3, N=1),
+    Case(D=17, L=3, N=1),
     Case(D=2, L=129, N=1, reverse=True),
-    Case(D=6, L=66, N=1, groups=(2, 3)),
+    Case(D=6, L=7, N=1, groups=(2, 3)),
     Case(D=3, groups=(0, 0), L=65),
     Case(groups=(2, 0), reverse=True),
-    Case(K=3, index=True, merge=True, groups=(0, 1)),
+    Case(K=3, D=3, N=1, index=True, merge=True, groups=(0, 1)),
     Case(K=2, index=True, L=65, D=2, N=1),
     Case(K=2, index=True, merge=True, shared=False, groups=(2, 4)),
     Case(K=2, shared=False, extras=False, softplus=False),
-    Case(B=3, D=3, L=2, N=17, extras=False),
+    Case(D=1, L=2, N=17, extras=False),
 ]
 
 
@@ -99,14 +99,14 @@ def relative_rms(got: torch.Tensor, want: torch.Tensor) -> float:
     return ((got - want).square().mean().sqrt() / want.square().mean().sqrt().clamp_min(1e-30)).item()
 
 
-def assert_close(name: str, got: torch.Tensor | None, want: torch.Tensor | None, bound: float) -> None:
+def assert_close(name: str, got: torch.Tensor | None, want: torch.Tensor | None, bound: float, floor=1e-3) -> None:
     assert (got is None) == (want is None), name
     if want is not None:
         assert got.shape == want.shape, name
         gap = relative_rms(got, want)
         largest = (got.double() - want.double()).abs().max().item()
         message = f'{name}: relative RMS {gap:.2e} > {bound}, largest difference {largest:.2e}'
-        assert gap <= bound or largest <= 1e-3 * bound, message
+        assert gap <= bound or largest <= floor * bound, message
 
 
 def run(backend, tensors, flags, dout, dlast_state):
@@ -136,7 +136,7 @@ def test_results_and_gradients_equal_the_reference_in_float64(case, device):
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16], ids=['fp32', 'bf16', 'fp16'])
-@pytest.mark.parametrize('case', [CASES[0], CASES[7]], ids=str)
+@pytest.mark.parametrize('case', [CASES[0], Case(K=2, D=2, L=5, N=1, merge=True, index=True)], ids=str)
 def test_results_and_gradients_are_close_in_lower_precision(case, dtype, device):
     compare(case, dtype, device)
 
@@ -154,8 +154,8 @@ def test_gradients_of_the_state_may_be_absent_and_maps_may_have_any_strides(case
 
 def test_results_are_the_same_in_every_run(device):
     from visionssm_kernels.selective_scan import triton_impl
-    tensors, flags = Case(K=2, D=17, L=5, N=1, merge=True, index=True).inputs(torch.float32, device)
-    dout, dlast_state = torch.randn(1, 1, 17, 5, device=device), torch.randn(1, 2, 17, 1, device=device)
+    tensors, flags = Case(K=2, D=9, L=5, N=1, merge=True, index=True).inputs(torch.float32, device)
+    dout, dlast_state = torch.randn(1, 1, 9, 5, device=device), torch.randn(1, 2, 9, 1, device=device)
     for first, second in zip(*(run(triton_impl, tensors, flags, dout, dlast_state) for _ in range(2)), strict=True):
         assert torch.equal(first, second)
 
@@ -165,12 +165,13 @@ def test_extreme_steps_keep_their_relative_precision(shift, device):
     from visionssm_kernels.selective_scan import triton_impl
     tensors, flags = Case(extras=False, N=1).inputs(torch.float64, device)
     tensors[1] = tensors[1] + shift
+    tensors[2] = tensors[2] / 3 - 1
     dout = torch.randn(1, 1, 4, 9, dtype=torch.float64, device=device)
     single = [None if x is None else x.float() for x in tensors]
     exact = [None if x is None else x.double() for x in single]
     got, want = run(triton_impl, single, flags, dout, None), run(reference, exact, flags, dout, None)
     for i, (name, g, w) in enumerate(zip(RESULTS, got, want, strict=True)):
-        assert_close(name, g, w, BOUNDS[torch.float32][i > 2])
+        assert_close(name, g, w, BOUNDS[torch.float32][i > 2], floor=0)
 
 
 def through_op(backend, function, leaves, **options):

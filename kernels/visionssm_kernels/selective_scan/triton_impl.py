@@ -4,8 +4,9 @@ One program serves one (batch item, route, block of channels within a group of B
 chunk. Within a chunk the recurrence of one state index at a time is an associative scan over a (BLOCK_D, CHUNK) tile,
 so B and C are read once for a whole block of channels and the backward pass needs no stored states but checkpoints.
 Pixels are addressed through the route: no map is permuted or copied. Sums over programs (B and C over the blocks of a
-group, parameters over the batch, merged routes) go through partial buffers that the launcher adds up in a fixed order,
-so results are the same in every run. The meaning of arguments and results stands in `visionssm_kernels._dispatch`.
+group, parameters over chunks and batch, merged routes) go through partial buffers that the launcher adds up in a fixed
+order, so results are the same in every run. The product of the decays of a chunk must be finite, which a positive A
+with large steps can break. The meaning of arguments and results stands in `visionssm_kernels._dispatch`.
 """
 # Triton reads annotations as types of kernel arguments: kernels carry only those that it needs
 # ruff: noqa: ANN001, ANN202
@@ -169,7 +170,6 @@ def _scan_backward_kernel(
         t_mask = t < L
         mask = d_mask[:, None] & t_mask[None, :]
         next_mask = d_mask[:, None] & (t + 1 < L)[None, :]
-        seen = d_mask & (chunk + 1 < chunks)
         pixel = _pixels(index_ptr, k, t, L, HAS_INDEX, REVERSE)
         next_pixel = _pixels(index_ptr, k, t + 1, L, HAS_INDEX, REVERSE)
         u_ptrs = u_ptr + b * su_b + k * su_k + d[:, None] * su_d + pixel[None, :] * su_l
@@ -203,36 +203,36 @@ def _scan_backward_kernel(
         B_ptrs = B_ptr + b * sB_b + k * sB_k + part // parts_B * sB_g + pixel * sB_l
         C_ptrs = C_ptr + b * sC_b + k * sC_k + part // parts_C * sC_g + pixel * sC_l
         for n in range(N):
-            at = lane * N + n
+            at = (lane * chunks + chunk) * N + n
             A_n = tl.load(A_ptr + row * N + n, mask=d_mask, other=0.0)[:, None]
             B_n = _coefficient(B_ptr + row * N + n, B_ptrs + n * sB_n, d_mask, t_mask, CONST_B, ACC)
             C_n = _coefficient(C_ptr + row * N + n, C_ptrs + n * sC_n, d_mask, t_mask, CONST_C, ACC)
-            start = tl.load(state_ptr + (lane * chunks + chunk) * N + n, mask=d_mask, other=0.0)[:, None]
+            start = tl.load(state_ptr + at, mask=d_mask, other=0.0)[:, None]
             decay = tl.exp(step * A_n)
             x = drive * B_n
             carried = tl.where(first, decay * start, 0.0)
             _, h, carried = tl.associative_scan((decay, x + carried, carried), 1, _combine_carried)
-            # dh_t = C_t dy_t + decay_{t+1} dh_{t+1}
+            # dh_t = C_t dy_t + decay_{t+1} dh_{t+1}; what crosses chunks is read from one slot and written to the
+            # other, as only the barrier at the end of a chunk orders the threads
+            slots = dstate_ptr + lane * (2 * N) + n
+            end = tl.load(slots + (chunks - 1 - chunk) % 2 * N, mask=d_mask, other=0.0)[:, None]
             next_decay = tl.exp(next_step * A_n)
             dh = dy * C_n
-            dh = tl.where(final, dh + next_decay * tl.load(dstate_ptr + at, mask=d_mask, other=0.0)[:, None], dh)
-            _, dh = tl.associative_scan((next_decay, dh), 1, _combine, reverse=True)
-            tl.store(dstate_ptr + at, tl.sum(tl.where(first, dh, 0.0), 1), mask=d_mask)
+            _, dh = tl.associative_scan(
+                (next_decay, tl.where(final, dh + next_decay * end, dh)), 1, _combine, reverse=True)
+            tl.store(slots + (chunks - chunk) % 2 * N, tl.sum(tl.where(first, dh, 0.0), 1), mask=d_mask)
             dlog_decay = dh * carried
             ddrive += dh * B_n
             dstep += dlog_decay * A_n
-            dA = tl.load(dA_ptr + at, mask=seen, other=0.0) + tl.sum(dlog_decay * step, 1)
-            tl.store(dA_ptr + at, dA, mask=d_mask)
+            tl.store(dA_ptr + at, tl.sum(dlog_decay * step, 1), mask=d_mask)
             if HAS_Z:
                 y += h * C_n
             if CONST_B:
-                dB = tl.load(dB_ptr + at, mask=seen, other=0.0) + tl.sum(dh * drive, 1)
-                tl.store(dB_ptr + at, dB, mask=d_mask)
+                tl.store(dB_ptr + at, tl.sum(dh * drive, 1), mask=d_mask)
             else:
                 tl.store(dB_ptr + (pid * N + n) * L + pixel, tl.sum(dh * drive, 0), mask=t_mask)
             if CONST_C:
-                dC = tl.load(dC_ptr + at, mask=seen, other=0.0) + tl.sum(dy * h, 1)
-                tl.store(dC_ptr + at, dC, mask=d_mask)
+                tl.store(dC_ptr + at, tl.sum(dy * h, 1), mask=d_mask)
             else:
                 tl.store(dC_ptr + (pid * N + n) * L + pixel, tl.sum(dy * h, 0), mask=t_mask)
         du = ddrive * step
@@ -370,17 +370,17 @@ def backward(
     du = u.new_empty(delta.shape, dtype=A.dtype if shared else u.dtype)
     ddelta = torch.empty_like(delta, memory_format=torch.contiguous_format)
     dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
-    dA = A.new_empty(batch, *A.shape)
-    dB, dC = (A.new_empty(batch, *x.shape) if x.ndim == 3 else
+    dA = torch.empty_like(checkpoints)
+    dB, dC = (torch.empty_like(checkpoints) if x.ndim == 3 else
               A.new_empty(batch, routes, geometry['parts'], geometry['blocks'], A.shape[-1], length) for x in (B, C))
     dD, dbias = (None if x is None else x.new_empty(batch, *x.shape) for x in (D, delta_bias))
-    # the kernel carries the gradient of the state from chunk to chunk in this buffer
-    dstate = torch.zeros_like(dA) if dlast_state is None else dlast_state.to(A.dtype, copy=True).contiguous()
+    dstate = A.new_empty(batch, routes, dim, 2, A.shape[-1])
+    dstate[..., 0, :] = 0 if dlast_state is None else dlast_state
     pointers = {'u': u, 'delta': delta, 'A': A, 'B': B, 'C': C, 'D': D, 'z': z, 'bias': delta_bias, 'index': index,
                 'dout': dout, 'state': checkpoints, 'du': du, 'ddelta': ddelta, 'dA': dA, 'dB': dB, 'dC': dC, 'dD': dD,
                 'dz': dz, 'dbias': dbias, 'dstate': dstate}
     _launch(_scan_backward_kernel, pointers, geometry, delta_softplus, reverse)
-    dB, dC = (partial.sum(0) if x.ndim == 3 else partial.view(*x.shape[:3], -1, *x.shape[3:]).sum(3)
+    dB, dC = (partial.sum((0, 3)) if x.ndim == 3 else partial.view(*x.shape[:3], -1, *x.shape[3:]).sum(3)
               for partial, x in ((dB, B), (dC, C)))
     dD, dbias = (None if partial is None else partial.sum(0) for partial in (dD, dbias))
-    return du.sum(1, keepdim=True) if shared else du, ddelta, dA.sum(0), dB, dC, dD, dz, dbias
+    return du.sum(1, keepdim=True) if shared else du, ddelta, dA.sum((0, 3)), dB, dC, dD, dz, dbias
