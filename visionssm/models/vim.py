@@ -736,7 +736,11 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
     rope = 'rope.freqs_cos' in sd
     double = 'cls_token_head' in sd
     extra = 2 if double else int('cls_token' in sd)
-    side = round((sd['pos_embed'].shape[1] - extra) ** 0.5) if 'pos_embed' in sd else 14
+    patches = sd['pos_embed'].shape[1] - extra if 'pos_embed' in sd else 196
+    side = round(patches ** 0.5)
+    if side * side != patches:
+        raise ValueError(f'The {patches} patches of pos_embed form no square, so the image size cannot be told from '
+                         f'the state dict: give the config of the official constructor.')
     # 224 pixels cut with a smaller stride are more likely than an odd image size.
     stride = next((s for s in (patch, patch // 2) if (224 - patch) // s + 1 == side), patch)
     img_size = 224 if (224 - patch) // stride + 1 == side else (side - 1) * stride + patch
@@ -751,9 +755,10 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         'use_double_cls_token': double, 'use_middle_cls_token': not rope, 'if_divide_out': not rope,
         'final_pool_type': 'mean', 'num_classes': len(sd['head.weight']) if 'head.weight' in sd else 0}
     if rope:
-        # Position 1 turns the first channel pair by reference / side.
-        angle = torch.atan2(sd['rope.freqs_sin'][1, embed_dim // 2], sd['rope.freqs_cos'][1, embed_dim // 2])
-        config['pt_hw_seq_len'] = 14 if angle.is_meta else round(angle.item() * side, 3)
+        # The second column turns the slowest channel pair, which cannot have gone round, by reference / side / period.
+        slowest = 10000. ** (4 / embed_dim - 1)
+        sin = sd['rope.freqs_sin'][1, -1]
+        config['pt_hw_seq_len'] = 14 if sin.is_meta else round(sin.asin().item() / slowest * side, 2)
     if prefix:
         channels = next((len(v) for k, v in state_dict.items() if k == 'simfp_4.0.weight'), 256)
         return _PYRAMID, {'net': dict(config, last_layer_process='add', if_divide_out=True), 'out_channels': channels}

@@ -1,0 +1,101 @@
+"""Finding and reading golden fixtures: made by the official code, outside the repository but for the smallest ones."""
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PLACES = [Path(os.environ['VISIONSSM_GOLDEN'])] if 'VISIONSSM_GOLDEN' in os.environ else []
+PLACES += [ROOT.parent / 'shared' / 'golden', ROOT / 'tests' / 'golden']
+
+
+@dataclass
+class Golden:
+    """One fixture: its tensors, and its metadata with the JSON fields read."""
+
+    path: Path
+    meta: dict
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def dense(self) -> bool:
+        return self.meta['kind'] == 'dense'
+
+    @property
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return self.part('state_dict.')
+
+    def part(self, prefix: str) -> dict[str, torch.Tensor]:
+        return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
+
+
+def read(path: Path) -> Golden:
+    with safe_open(path, 'pt') as file:
+        meta = dict(file.metadata() or {})
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    for key in ('config', 'extra_inputs', 'grad_keys', 'tolerance'):
+        if key in meta:
+            meta[key] = json.loads(meta[key])
+    return Golden(path, meta, tensors)
+
+
+def kind(path: Path) -> str:
+    with safe_open(path, 'pt') as file:
+        return (file.metadata() or {}).get('kind', '')
+
+
+def golden_paths(family: str, *kinds: str) -> list[Path]:
+    """The fixtures of a family in the first folder that holds any."""
+    for place in PLACES:
+        found = sorted(path for path in place.glob(f'{family}/**/*.safetensors') if kind(path) in kinds)
+        if found:
+            return found
+    return []
+
+
+def key_lists(family: str) -> list[Path]:
+    """The lists of keys and shapes of the official full-size models, which stand beside the outer fixtures."""
+    return sorted(path for place in PLACES for path in (place.parent / 'keys' / family).glob('*.json'))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Parametrise the fixtures that name files over those of the family that the test module names."""
+    family = getattr(metafunc.module, 'FAMILY', None)
+    if family is None:
+        return
+    sources = {
+        'golden': lambda: golden_paths(family, 'model', 'dense'),
+        'dense_golden': lambda: golden_paths(family, 'dense'),
+        'table': lambda: golden_paths(family, 'table'),
+        'key_list': lambda: key_lists(family),
+    }
+    for name, find in sources.items():
+        if name in metafunc.fixturenames:
+            paths = find()
+            reason = f'no {name} files of {family} here: set VISIONSSM_GOLDEN to the folder of fixtures'
+            absent = pytest.param(None, marks=pytest.mark.skip(reason=reason), id='absent')
+            metafunc.parametrize(name, paths or [absent], ids=[path.stem for path in paths] or None, indirect=True)
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return read(request.param)
+
+
+@pytest.fixture
+def dense_golden(request: pytest.FixtureRequest) -> Golden:
+    return read(request.param)
+
+
+@pytest.fixture
+def table(request: pytest.FixtureRequest) -> Golden:
+    return read(request.param)
+
+
+@pytest.fixture
+def key_list(request: pytest.FixtureRequest) -> dict:
+    return json.loads(request.param.read_text())
