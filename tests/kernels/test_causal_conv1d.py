@@ -113,6 +113,15 @@ def test_strides_do_not_matter(backend, layout, activation, reverse):
         torch.testing.assert_close(value, reference, atol=1e-12, rtol=0)
 
 
+def test_strides_of_weight_and_bias_do_not_matter(backend, activation, reverse):
+    x, weight, bias = (tensor.detach() for tensor in make_inputs((2, 6, 11, 4)))
+    strided = [x, weight.t().contiguous().t(), bias[:1].expand(6)]
+    values = outputs_and_gradients(backend, [t.requires_grad_() for t in strided], activation, reverse)
+    plain = [t.detach().contiguous().requires_grad_() for t in strided]
+    for value, reference in zip(values, outputs_and_gradients(backend, plain, activation, reverse), strict=True):
+        torch.testing.assert_close(value, reference, atol=1e-12, rtol=0)
+
+
 def test_upstream_gradient_may_be_expanded(backend):
     x, weight, bias = make_inputs((2, 6, 11, 4))
     with use_backend(backend):

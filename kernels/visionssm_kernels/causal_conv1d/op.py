@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import accumulation_dtype, register_backend, select_backend
 from .._library import define_op
+from .._native import native_why_not
 
 __all__ = ['causal_conv1d']
 
@@ -36,9 +37,10 @@ def _canonical(
         weight: torch.Tensor,
         bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The three tensors in the accumulation dtype, the weight as (D, W)."""
+    """The three tensors in the accumulation dtype; the weight as (D, W), it and the bias contiguous."""
     dtype = accumulation_dtype(x)
-    return x.to(dtype), weight.flatten(1).to(dtype), None if bias is None else bias.to(dtype)
+    weight = weight.flatten(1).to(dtype).contiguous()
+    return x.to(dtype), weight, None if bias is None else bias.to(dtype).contiguous()
 
 
 def _kernel(
@@ -141,6 +143,7 @@ _forward_op = define_op(
     _kernel, _fake, setup_context=_setup_context, backward=_autograd, flops=_forward_flops,
     decomposition=_decomposition)
 
+register_backend(_OP, 'native', f'{__package__}.cpu', native_why_not)
 register_backend(_OP, 'chunked', f'{__package__}.shifted')
 register_backend(_OP, 'reference', f'{__package__}.reference')
 
