@@ -7,6 +7,7 @@ Files are read with `weights_only=True` (or safetensors), so that a foreign file
 import argparse
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -25,6 +26,9 @@ __all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint',
 _PLAIN_KEYS = ('state_dict', 'model', 'module')
 _EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict')
 _WRAPPER_PREFIXES = ('module.', '_orig_mod.')
+# What the unpickler stumbles over in bytes that are no checkpoint, depending on where they stop making sense.
+_DAMAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
+           struct.error, zipfile.BadZipFile)
 
 
 class CheckpointError(ValueError):
@@ -216,14 +220,14 @@ def _read_pickle(path: Path, device: str | torch.device) -> Any:
             f'The checkpoint {str(path)!r} needs Python objects that are not loaded from files: {", ".join(unsafe)}. '
             f'If you trust its origin, open it once with torch.load(..., weights_only=False) and save the state dict '
             f'alone with visionssm.checkpoints.save_safetensors.') from error
-    except (EOFError, KeyError, RuntimeError, ValueError, zipfile.BadZipFile) as error:
+    except _DAMAGE as error:
         raise CheckpointError(_damaged(path, error)) from error
 
 
 def _unsafe_globals(path: Path) -> list[str]:
     try:
         return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (EOFError, KeyError, RuntimeError, ValueError, pickle.UnpicklingError):
+    except (*_DAMAGE, pickle.UnpicklingError):
         return []
 
 
