@@ -1,9 +1,17 @@
 """Build entry: setup.cfg holds the metadata; this file finds both packages and what lies outside them."""
+import os
 import shutil
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CCompilerError, ExecError, PlatformError
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:  # setuptools before 70.1
+    from wheel.bdist_wheel import bdist_wheel
 
 ROOT = Path(__file__).parent
 
@@ -19,6 +27,46 @@ class BuildPy(build_py):
             shutil.copytree(ROOT / 'configs', target, ignore=shutil.ignore_patterns('__pycache__'))
 
 
+
+class BuildNative(build_ext):
+    """Builds the native CPU kernels: a plain C library, loaded with ctypes, for no Python or torch in particular.
+
+    It is optional: without a working compiler one line says so, and the package runs on PyTorch alone.
+    """
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split('.')) + '.so'
+
+    def get_export_symbols(self, ext: Extension) -> list[str]:
+        return ext.export_symbols
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except (CCompilerError, ExecError, PlatformError):
+            # Apple's compiler has no OpenMP of its own: one thread is better than no library
+            ext.extra_compile_args.remove('-fopenmp')
+            ext.extra_link_args.remove('-fopenmp')
+            try:
+                super().build_extension(ext)
+            except (CCompilerError, ExecError, PlatformError) as error:
+                print(f'visionssm: the native CPU kernels were not built ({error}); PyTorch code serves in their place')
+
+
+class AnyPythonWheel(bdist_wheel):
+    """Tags the wheel for every Python 3 of the platform, as no file in it depends on the version."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return 'py3', 'none', super().get_tag()[2]
+
+
+NATIVE = Extension(
+    'visionssm_kernels.libvisionssm_native', [str(path) for path in sorted(Path('kernels/csrc').glob('*.c'))],
+    depends=[str(path) for path in sorted(Path('kernels/csrc').glob('*.h'))], optional=True,
+    extra_compile_args=['-O3', '-std=gnu11', '-fopenmp', '-fvisibility=hidden', '-fno-math-errno', '-Wno-psabi'],
+    extra_link_args=['-fopenmp'])
+
 setup(packages=find_packages(include=['visionssm*']) + find_packages('kernels'),
       package_dir={'visionssm_kernels': 'kernels/visionssm_kernels'},
-      cmdclass={'build_py': BuildPy})
+      ext_modules=[NATIVE],
+      cmdclass={'bdist_wheel': AnyPythonWheel, 'build_ext': BuildNative, 'build_py': BuildPy})

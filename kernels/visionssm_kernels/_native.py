@@ -1,4 +1,57 @@
-"""The optional native library of the CPU kernels."""
+"""The optional native library of the CPU kernels: plain C, built by `setup.py`, loaded with ctypes at first use.
+
+Nothing is compiled here. Where the library is missing (no compiler at installation) the PyTorch path serves.
+"""
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+ABI = 1
+ENV_NATIVE = 'VISIONSSM_NATIVE'
+LIBRARY = Path(__file__).with_name('libvisionssm_native.so')
+INSTRUCTION_SETS = ('base', 'avx2', 'avx512')
+
+
+@functools.cache
+def _load() -> tuple[ctypes.CDLL | None, str | None]:
+    """Loads the library once: (library, None), or (None, why not)."""
+    if not LIBRARY.exists():
+        return None, 'the native library is not built (install with a C compiler, or run `python setup.py build_ext --inplace`)'
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+    except OSError as error:
+        return None, f'the native library does not load: {error}'
+    found = library.visionssm_abi()
+    if found != ABI:
+        return None, f'the native library has ABI {found}, this package needs {ABI}: build it again'
+    library.visionssm_isa.restype = ctypes.c_char_p
+    return library, None
+
+
 def native_why_not(device_type: str) -> str | None:
     """Says why the native library cannot run on a device type, None if it can."""
-    return 'the native library is not built'
+    if device_type != 'cpu':
+        return f'the native library runs on the CPU, not on {device_type}'
+    if os.environ.get(ENV_NATIVE, '1') == '0':
+        return f'{ENV_NATIVE}=0'
+    return _load()[1]
+
+
+def native_library() -> ctypes.CDLL:
+    """Returns the loaded library; call `native_why_not` first."""
+    library, reason = _load()
+    if library is None:
+        raise RuntimeError(reason)
+    return library
+
+
+def instruction_set() -> int:
+    """Returns the highest instruction set that the kernels may use, an index into `INSTRUCTION_SETS`.
+
+    VISIONSSM_NATIVE_ISA ('base', 'avx2', 'avx512') caps it; the library itself never exceeds what the processor has.
+    """
+    name = os.environ.get('VISIONSSM_NATIVE_ISA') or INSTRUCTION_SETS[-1]
+    if name not in INSTRUCTION_SETS:
+        raise ValueError(f'VISIONSSM_NATIVE_ISA got {name!r}; allowed: {", ".join(INSTRUCTION_SETS)}')
+    return INSTRUCTION_SETS.index(name)
