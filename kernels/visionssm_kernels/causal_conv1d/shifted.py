@@ -62,5 +62,5 @@ def backward(
         target, source = _overlap(length, offset, reverse)
         if offset:
             dx[..., source].addcmul_(dout[..., target], weight[:, width - 1 - offset, None])
-        dweight[:, width - 1 - offset] = torch.einsum('bdl,bdl->d', dout[..., target], x[..., source])
+        dweight[:, width - 1 - offset] = torch.linalg.vecdot(dout[..., target], x[..., source]).sum(0)
     return dx, dweight, dout.sum((0, 2))
