@@ -1,7 +1,7 @@
 """The command line of training: options, the config they make, and one clear error for what goes wrong."""
 import argparse
-import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +15,6 @@ from .check import ConfigError, check_config
 from .data import UnreadableImagesError
 from .hooks import NonFiniteError
 from .runner import VisionRunner
-
-_logger = logging.getLogger('visionssm')
 
 USER_ERRORS = (CheckpointError, ConfigError, NonFiniteError, OSError, UnreadableImagesError, ValueError)
 
@@ -131,7 +129,7 @@ def train(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if args.debug:
             raise
-        _logger.error('%s', error)
+        sys.stderr.write(f'error: {error}\n')
         return 1
     scalars = runner.message_hub.log_scalars
     if is_main_process() and 'val/accuracy/top1' in scalars:

@@ -1,0 +1,137 @@
+"""tools/train.py end to end, its options, and what it says about a config that is wrong."""
+import pytest
+from mmengine.config import Config
+
+from visionssm.openmmlab.check import ConfigError, check_config
+from visionssm.openmmlab.cli import parse_train, train_config
+
+ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
+
+
+@pytest.fixture
+def on_disk(toy_config, tmp_path):
+    """A function that writes the toy config and returns the path."""
+
+    def write(**overrides):
+        cfg = toy_config(**overrides)
+        path = tmp_path / 'toy.py'
+        cfg.dump(str(path))
+        return str(path)
+
+    return write
+
+
+def options(*argv):
+    return train_config(parse_train(argv))
+
+
+def test_a_run_ends_with_its_accuracy_and_leaves_logs_and_weights(toy_config, run_tool, tmp_path):
+    cfg = toy_config('run', train_cfg=ONE_EPOCH, log_level='INFO', visualizer=dict(
+        type='Visualizer', vis_backends=[dict(type='LocalVisBackend'), dict(type='TensorboardVisBackend')]))
+    cfg.default_hooks = dict(checkpoint=dict(type='CheckpointHook', save_best='accuracy/top1', interval=1),
+                             logger=dict(type='LoggerHook', interval=2))
+    done = run_tool(cfg)
+    assert done.returncode == 0, done.stderr[-3000:]
+    last = done.stdout.strip().splitlines()[-1]
+    assert last.startswith('top-1: ')
+    assert 0 <= float(last.removeprefix('top-1: ')) <= 100
+    assert 'Epoch(train) [1][2/8]' in done.stdout + done.stderr
+    names = {path.name for path in (tmp_path / 'run').rglob('*')}
+    assert {'epoch_1.pth', 'model.safetensors', 'config.json', 'curves.png', 'scalars.json'} <= names
+    assert any(name.startswith('events.out.tfevents') for name in names)
+    assert '\r' not in done.stderr
+
+
+def test_the_work_directory_is_named_after_the_config(on_disk, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = on_disk(work_dir=None)
+    assert options(path).work_dir == 'work_dirs/toy'
+    assert options(path, '--work-dir', 'elsewhere').work_dir == 'elsewhere'
+
+
+def test_options_override_the_config(on_disk):
+    cfg = options(on_disk(), '--cfg-options', 'train_cfg.max_epochs=7', 'model.model.num_classes=3', '--seed', '11')
+    assert (cfg.train_cfg.max_epochs, cfg.model.model.num_classes, cfg.randomness.seed) == (7, 3, 11)
+
+
+@pytest.mark.parametrize(('argv', 'dtype'), [(['--amp'], 'bfloat16'), (['--amp', 'fp16'], 'float16')])
+def test_amp_chooses_the_wrapper(on_disk, argv, dtype):
+    cfg = options(on_disk(), *argv)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', dtype)
+
+
+@pytest.mark.parametrize(('argv', 'expected'), [([], (None, None)), (['--resume'], (True, None)),
+                                                (['--resume', 'a.pth'], (True, 'a.pth'))],
+                         ids=['not', 'newest', 'path'])
+def test_resume_takes_a_path_or_the_newest(on_disk, argv, expected):
+    cfg = options(on_disk(), *argv)
+    assert (cfg.get('resume'), cfg.get('load_from')) == expected
+
+
+def test_the_learning_rate_scales_with_the_batch(on_disk, train_toy):
+    cfg = options(on_disk(auto_scale_lr=dict(base_batch_size=32), param_scheduler=None, train_cfg=ONE_EPOCH),
+                  '--auto-scale-lr')
+    assert train_toy(cfg).optim_wrapper.get_lr()['lr'][0] == pytest.approx(2e-3 * 8 / 32)
+
+
+def test_scaling_the_rate_needs_the_batch_it_is_meant_for(on_disk):
+    with pytest.raises(ConfigError, match='base_batch_size'):
+        options(on_disk(), '--auto-scale-lr')
+
+
+@pytest.mark.parametrize(('option', 'wrong', 'right'), [
+    ('optim_wraper.optimizer.lr=1', 'optim_wraper', 'optim_wrapper'),
+    ('model.modle.name=x', 'modle', 'model'),
+    ('train_dataloader.batchsize=3', 'batchsize', 'batch_size'),
+    ('train_dataloader.dataset.transfrom=x', 'transfrom', 'transform'),
+    ('train_dataloader.sampler.shufle=x', 'shufle', 'shuffle'),
+    ('train_cfg.max_epoch=3', 'max_epoch', 'max_epochs'),
+    ('optim_wrapper.clip_gard.max_norm=1', 'clip_gard', 'clip_grad'),
+    ('optim_wrapper.optimizer.weight_decey=1', 'weight_decey', 'weight_decay'),
+    ('optim_wrapper.optimizer.type=AdamW2', 'AdamW2', 'AdamW'),
+    ('default_hooks.chekpoint.interval=1', 'chekpoint', 'checkpoint'),
+    ('param_scheduler.0.T_maks=1', 'T_maks', 'T_max'),
+    ('randomness.sed=1', 'sed', 'seed'),
+    ('val_evaluator.topc=1', 'topc', 'topk'),
+    ('val_evaluator.type=Acuracy', 'Acuracy', 'Accuracy'),
+    ('model.type=ImageClasifier', 'ImageClasifier', 'ImageClassifier'),
+], ids=lambda value: value.partition('=')[0] if '=' in value else '')
+def test_a_misspelt_key_is_named_with_the_nearest_one(on_disk, option, wrong, right):
+    with pytest.raises(ValueError, match=f"'{wrong}'.*'{right}'"):
+        options(on_disk(), '--cfg-options', option)
+
+
+def test_variables_of_a_config_are_no_mistake(toy_config):
+    check_config(toy_config(my_epochs=3, data_root='somewhere', img_size=8))
+
+
+def test_a_wrong_config_gives_one_line_and_no_traceback(toy_config, run_tool):
+    done = run_tool(toy_config(), '--cfg-options', 'model.model.name=tset_vit')
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "Unknown model 'tset_vit'" in line]
+    assert len(lines) == 1
+    assert "'test_vit'" in lines[0]
+
+
+def test_an_unknown_config_names_the_nearest():
+    with pytest.raises(FileNotFoundError, match='nearest'):
+        options('classification/vim-pico_fashion-mnits.py')
+
+
+def test_a_config_without_data_says_what_is_missing(toy_config, tmp_path):
+    cfg = Config({key: value for key, value in toy_config().items() if key != 'train_dataloader'})
+    path = tmp_path / 'toy.py'
+    cfg.dump(str(path))
+    with pytest.raises(ConfigError, match="lacks the key 'train_dataloader'"):
+        options(str(path))
+
+
+def test_a_progress_bar_shows_on_a_terminal_only(train_toy, monkeypatch, capsys):
+    train_toy(train_cfg=ONE_EPOCH)
+    assert 'step/s' not in capsys.readouterr().err
+    monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
+    train_toy(train_cfg=ONE_EPOCH)
+    bar = capsys.readouterr().err
+    assert '8/8' in bar
+    assert 'epoch' in bar or 'step/s' in bar
