@@ -22,7 +22,7 @@ def build_model(
         variant: str,
         pretrained: bool,
         filter_fn: Adapt,
-        out_indices: tuple[int, ...] = (0, 1, 2, 3),
+        default_taps: tuple[int, ...] = (0, 1, 2, 3),
         **kwargs: Any,
 ) -> nn.Module:
     """Build a model by its registered name, with NCHW feature maps and official weights understood.
@@ -32,7 +32,7 @@ def build_model(
         variant: Registered name.
         pretrained: Load the weights that the configuration names.
         filter_fn: The family's `checkpoint_filter_fn`.
-        out_indices: Taps of `features_only`.
+        default_taps: Feature levels of `features_only` where the caller names none.
         **kwargs: Arguments of the class and of `timm.create_model`.
 
     Returns:
@@ -50,7 +50,7 @@ def build_model(
             variant,
             pretrained,
             pretrained_filter_fn=filter_fn,
-            feature_cfg={'out_indices': out_indices, 'feature_cls': 'getter'},
+            feature_cfg={'out_indices': default_taps, 'feature_cls': 'getter'},
             pretrained_cfg_overlay=overlay,
             **kwargs,
         )

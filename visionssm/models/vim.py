@@ -851,8 +851,8 @@ default_cfgs = generate_default_cfgs({
 
 def _create_vim(variant: str, pretrained: bool = False, **kwargs: Any) -> Vim:
     depth = kwargs.get('depth', 24)
-    out_indices = tuple(depth * k // 4 - 1 for k in range(1, 5)) if depth >= 4 else tuple(range(depth))
-    return build_model(Vim, variant, pretrained, checkpoint_filter_fn, out_indices, **kwargs)
+    taps = tuple(depth * k // 4 - 1 for k in range(1, 5)) if depth >= 4 else tuple(range(depth))
+    return build_model(Vim, variant, pretrained, checkpoint_filter_fn, taps, **kwargs)
 
 
 @register_model
