@@ -1,0 +1,144 @@
+"""tools/predict.py: names, pictures, unreadable files, and what a checkpoint says about itself."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from visionssm.checkpoints import save_safetensors
+from visionssm.openmmlab.checkpoint import export_best
+from visionssm.openmmlab.classifier import ImageClassifier
+from visionssm.openmmlab.predict import Predictor, find_images, predict
+
+CLASSES = tuple(f'kind {number}' for number in range(10))
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A classifier and what training exports of it."""
+    torch.manual_seed(2)
+    model = {'name': 'test_vit', 'img_size': 28, 'patch_size': 7, 'in_chans': 1, 'num_classes': 10,
+             'pretrained_cfg_overlay': {'crop_pct': 1.0}}
+    classifier = ImageClassifier(model, data_preprocessor={'mean': [0.3], 'std': [0.4]}).eval()
+    return classifier, str(export_best(classifier, classifier.state_dict(), tmp_path / 'best', CLASSES))
+
+
+def test_the_tool_prints_the_best_classes_and_draws(exported, pictures, tmp_path, repo_root):
+    command = [sys.executable, 'tools/predict.py', str(pictures), '--checkpoint', exported[1], '--topk', '3',
+               '--device', 'cpu', '--out', str(tmp_path / 'out')]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == str(pictures / 'picture0.png') and [line.split()[0] for line in lines[1:4]] == ['1', '2', '3']
+    assert len(lines) == 5 * 4 + 1 and all('kind' in line for line in lines[1:4])
+    names = {f'picture{number}_prediction.png' for number in range(5)} | {'predictions.png'}
+    assert {path.name for path in (tmp_path / 'out').iterdir()} == names
+
+
+def test_scores_equal_the_classifiers_own(exported, pictures):
+    classifier, path = exported
+    predictions = list(Predictor(checkpoint=path, device='cpu').predict(find_images([pictures]), topk=10))
+    images = [torch.from_numpy(np.asarray(Image.open(p.path)).copy())[None] for p in predictions]
+    data = classifier.data_preprocessor({'inputs': torch.stack(images)})
+    expected = classifier(**data, mode='predict')
+    for prediction, output in zip(predictions, expected, strict=True):
+        scores = torch.empty(10)
+        scores[prediction.labels] = torch.tensor(prediction.probabilities)
+        torch.testing.assert_close(scores, output['scores'], atol=1e-5, rtol=0)
+
+
+def test_class_names_come_from_the_checkpoint(exported):
+    assert Predictor(checkpoint=exported[1]).classes == list(CLASSES)
+
+
+def test_class_names_from_a_file_come_first(exported, pictures, tmp_path, capsys):
+    (tmp_path / 'names.txt').write_text('\n'.join('abcdefghij'))
+    assert predict([str(pictures), '--checkpoint', exported[1], '--classes', str(tmp_path / 'names.txt'),
+                    '--out', str(tmp_path / 'out')]) == 0
+    assert 'kind' not in capsys.readouterr().out
+
+
+def test_imagenet_names_for_a_model_of_a_thousand_classes(tmp_path):
+    model = ImageClassifier({'name': 'test_vit'}).model
+    path = save_safetensors(model.state_dict(), tmp_path / 'imagenet.safetensors')
+    assert Predictor('test_vit', str(path)).class_name(0).startswith('tench')
+
+
+def test_bare_weights_say_their_classes_and_channels(weights, monkeypatch):
+    monkeypatch.setattr('visionssm.openmmlab.predict.load_weights', lambda *args: None)
+    predictor = Predictor('test_vit', weights)
+    assert predictor.model.num_classes == 10 and predictor.channels == 1
+    assert predictor.class_name(4) == '4'
+
+
+def test_unreadable_images_are_skipped_and_reported(exported, pictures, tmp_path, caplog, capsys):
+    (pictures / 'picture1.png').write_bytes((pictures / 'picture1.png').read_bytes()[:60])
+    (pictures / 'text.jpg').write_text('no image')
+    assert predict([str(pictures), '--checkpoint', exported[1], '--out', str(tmp_path / 'out')]) == 0
+    reported = [record.getMessage() for record in caplog.records]
+    assert any('picture1.png' in message for message in reported) and any('text.jpg' in m for m in reported)
+    assert '2 of 6 images could not be read' in reported
+    assert capsys.readouterr().out.count('picture') >= 4
+
+
+def test_nothing_readable_is_a_failure(exported, tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'')
+    assert predict([str(tmp_path / 'a.png'), '--checkpoint', exported[1], '--out', str(tmp_path / 'out')]) == 1
+    assert not (tmp_path / 'out').exists()
+
+
+def test_images_of_several_folders_may_share_a_name(exported, pictures, tmp_path):
+    other = tmp_path / 'other'
+    other.mkdir()
+    (other / 'picture0.png').write_bytes((pictures / 'picture0.png').read_bytes())
+    predict([str(pictures / 'picture0.png'), str(other), '--checkpoint', exported[1], '--out', str(tmp_path / 'out')])
+    assert {'picture0_prediction.png', 'picture0-2_prediction.png'} <= {p.name for p in (tmp_path / 'out').iterdir()}
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P', 'I;16'])
+def test_any_picture_mode_is_read(exported, tmp_path, mode):
+    path = tmp_path / 'picture.png'
+    Image.new('L', (50, 40), 7).convert('I').convert(mode).save(path) if mode == 'I;16' else Image.new(
+        mode, (50, 40)).save(path)
+    assert len(list(Predictor(checkpoint=exported[1]).predict([path]))) == 1
+
+
+@pytest.mark.parametrize('arguments,problem', [
+    (['{missing}', '--model', 'test_vit'], 'does not exist'),
+    (['{empty}', '--model', 'test_vit'], 'no images in the folder'),
+    (['{image}', '--model', 'vim_pcio', '--checkpoint', '{weights}'], 'vim_pico'),
+    (['{image}', '--checkpoint', '{weights}'], 'which model'),
+    (['{image}', '--checkpoint', '{missing}'], 'does not exist'),
+    (['{image}', '--model', 'test_resnet', '--checkpoint', '{weights}'], 'missing'),
+], ids=['no-file', 'no-images', 'misspelt-model', 'no-model', 'no-checkpoint', 'other-model'])
+def test_wrong_requests_end_with_one_clear_error(arguments, problem, weights, pictures, tmp_path, caplog):
+    (tmp_path / 'empty').mkdir()
+    places = {'missing': tmp_path / 'nothing.png', 'empty': tmp_path / 'empty', 'weights': weights,
+              'image': pictures / 'picture0.png'}
+    command = [argument.format(**places) for argument in arguments]
+    assert predict([*command, '--out', str(tmp_path / 'out')]) == 1
+    errors = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
+    assert len(errors) == 1 and problem in errors[0].lower()
+
+
+def test_a_training_checkpoint_rebuilds_its_model(exported, pictures, tmp_path):
+    classifier, _ = exported
+    model = {'type': 'ImageClassifier', 'model': {'name': 'test_vit', 'img_size': 28, 'patch_size': 7, 'in_chans': 1,
+                                                  'num_classes': 10, 'pretrained': True,
+                                                  'pretrained_cfg_overlay': {'crop_pct': 1.0}},
+             'data_preprocessor': {'mean': [0.3], 'std': [0.4]}}
+    meta = {'cfg': f'model = {model!r}', 'mmengine_version': '0', 'dataset_meta': {'classes': CLASSES}}
+    torch.save({'meta': meta, 'state_dict': classifier.state_dict()}, tmp_path / 'epoch_1.pth')
+    expected = next(Predictor(checkpoint=exported[1]).predict([pictures / 'picture3.png']))
+    found = next(Predictor(checkpoint=str(tmp_path / 'epoch_1.pth')).predict([pictures / 'picture3.png']))
+    assert found.labels == expected.labels
+    assert found.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+
+
+def test_the_export_says_how_it_was_trained(exported):
+    config = json.loads(Path(exported[1]).with_name('config.json').read_text())
+    assert config['model_args']['in_chans'] == 1 and config['pretrained_cfg']['mean'] == pytest.approx([0.3])
