@@ -11,6 +11,9 @@ from .._native import instruction_set, native_library
 
 __all__ = ['backward', 'forward']
 
+# Below this many numbers a thread, waking threads costs more than they save; PyTorch's own loops use the same.
+_GRAIN = 32768
+
 
 class ConvArgs(ctypes.Structure):
     """Mirror of `conv_args` in kernels/csrc/causal_conv1d.h."""
@@ -24,7 +27,8 @@ class ConvArgs(ctypes.Structure):
 
 def _run(x: torch.Tensor, weight: torch.Tensor, reverse: bool, **tensors: torch.Tensor | None) -> None:
     """Fill the outputs among `tensors`, all of them contiguous except `dout`."""
-    args = ConvArgs(*x.shape, weight.shape[1], reverse, torch.get_num_threads())
+    threads = min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
+    args = ConvArgs(*x.shape, weight.shape[1], reverse, threads)
     for name, tensor in {'x': x, 'weight': weight, **tensors}.items():
         if tensor is not None:
             setattr(args, name, tensor.data_ptr())
