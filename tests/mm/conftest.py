@@ -73,17 +73,21 @@ def train_toy(toy_config):
 
 @pytest.fixture
 def run_tool(tmp_path):
-    """A function that runs tools/train.py on a config and returns the finished process."""
+    """A function that runs tools/train.py on a config, or on several in one process, and returns what it did."""
 
     def run(cfg, *options, nproc=None, port=29500, timeout=110):
-        path = tmp_path / f'{uuid.uuid4().hex}.py'
-        cfg.dump(str(path))
+        configs = cfg if isinstance(cfg, list) else [cfg]
+        paths = []
+        for config in configs:
+            paths.append(str(tmp_path / f'{uuid.uuid4().hex}.py'))
+            config.dump(paths[-1])
         start = [sys.executable]
         if nproc:
             start += ['-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', '--master_addr=127.0.0.1',
                       f'--master_port={port}']
             options = (*options, '--launcher', 'pytorch')
-        return subprocess.run([*start, str(ROOT / 'tools' / 'train.py'), str(path), *options], capture_output=True,
-                              text=True, timeout=timeout, cwd=tmp_path)
+        tool = HERE / 'train_many.py' if len(paths) > 1 else ROOT / 'tools' / 'train.py'
+        return subprocess.run([*start, str(tool), *paths, *options], capture_output=True, text=True, timeout=timeout,
+                              cwd=tmp_path)
 
     return run

@@ -103,6 +103,21 @@ def test_resuming_weights_without_training_state_is_refused(train_toy, toy_confi
         train_toy(toy_config('again', resume=True, load_from=str(bare)))
 
 
+def test_an_epoch_of_other_length_resumes_at_its_start(train_toy, toy_config):
+    train_toy(toy_config('run', train_cfg=dict(by_epoch=True, max_epochs=2)))
+    cfg = toy_config('run', resume=True)
+    cfg.train_dataloader.batch_size = 16
+    assert train_toy(cfg).iter == 3 * 4
+
+
+def test_an_epoch_of_other_length_does_not_resume_in_its_middle(random_config, train_toy, tmp_path):
+    train_toy(random_config('run', by_epoch=False, interval=5, train_cfg=dict(by_epoch=True, max_epochs=1)))
+    cfg = random_config('again', resume=True, load_from=str(tmp_path / 'run' / 'iter_5.pth'))
+    cfg.train_dataloader.batch_size = 16
+    with pytest.raises(ValueError, match='the middle of an epoch of 8 steps, and an epoch now has 4'):
+        train_toy(cfg)
+
+
 def test_no_unfinished_file_survives_the_next_start(train_toy, toy_config, tmp_path):
     left = tmp_path / 'run' / '.epoch_1.pth.1234.tmp'
     left.parent.mkdir()

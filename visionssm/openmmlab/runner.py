@@ -223,6 +223,25 @@ class VisionRunner(_Runner):
                                   'use --work-dir FOLDER --resume to take the newest in it')
         super().load_or_resume()
 
+    def resume(self, filename: str, *args: Any, **kwargs: Any) -> None:
+        """Resume training; an epoch may have another number of steps than before, but not in its middle.
+
+        Args:
+            filename: A training checkpoint.
+            *args: As MMEngine's.
+            **kwargs: As MMEngine's.
+        """
+        super().resume(filename, *args, **kwargs)
+        loop, before = self.train_loop, self._resumed_meta.get('epoch_steps')
+        if not isinstance(loop, ResumableEpochLoop) or before in (None, len(loop.dataloader)):
+            return
+        now = len(loop.dataloader)
+        if loop.iter != loop.epoch * before:
+            raise CheckpointError(f'{filename} is from the middle of an epoch of {before} steps, and an epoch now has '
+                                  f'{now}; resume with the same data and total batch size, or from the end of an epoch')
+        self.logger.warning(f'an epoch had {before} steps and now has {now}; schedules that count steps shift')
+        loop._iter = loop.epoch * now
+
     def load_checkpoint(self, filename: str, map_location: Any = 'cpu', strict: bool = False, **kwargs: Any) -> dict:
         """Load the weights of a checkpoint of any origin; a training checkpoint when resuming.
 
@@ -250,6 +269,7 @@ class VisionRunner(_Runner):
             checkpoint = {'state_dict': {key: value.clone() for key, value in model.state_dict().items()}}
         else:
             return super().load_checkpoint(filename, map_location, strict, **kwargs)
+        self._resumed_meta = checkpoint.get('meta', {})
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         check_fit(model, checkpoint['state_dict'], f'the checkpoint {filename!r}')
         state = checkpoint['state_dict']
@@ -287,7 +307,7 @@ class VisionRunner(_Runner):
         done = {'epoch': self.epoch + by_epoch, 'iter': self.iter + (not by_epoch)}
         meta = {**done, **(meta or {}), 'cfg': self.cfg.pretty_text, 'seed': self.seed,
                 'experiment_name': self.experiment_name, 'time': time.strftime('%Y%m%d_%H%M%S'),
-                'mmengine_version': mmengine.__version__}
+                'mmengine_version': mmengine.__version__, 'epoch_steps': len(self.train_dataloader)}
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
         checkpoint = {'meta': meta, 'state_dict': dist.gather(dict(self.bare_model.state_dict())),
