@@ -94,6 +94,8 @@ def _scan_forward_kernel(
 
     chunk = 0
     while chunk < chunks:
+        # a block, because the interpreter of Triton 3.9 cannot combine a scalar comparison with a mask
+        here = offset * 0 + chunk
         t = chunk * CHUNK + cols
         t_mask = t < L
         mask = d_mask[:, None] & t_mask[None, :]
@@ -119,15 +121,15 @@ def _scan_forward_kernel(
             B_n = _coefficient(B_ptr + row * N + n, B_ptrs + n * sB_n, d_mask, t_mask, CONST_B, ACC)
             C_n = _coefficient(C_ptr + row * N + n, C_ptrs + n * sC_n, d_mask, t_mask, CONST_C, ACC)
             state_ptrs = state_ptr + (lane * chunks + chunk) * N + n
-            start = tl.load(state_ptrs, mask=d_mask & (chunk > 0), other=0.0)
-            tl.store(state_ptrs, start, mask=d_mask & (chunk == 0))
+            start = tl.load(state_ptrs, mask=d_mask & (here > 0), other=0.0)
+            tl.store(state_ptrs, start, mask=d_mask & (here == 0))
             decay = tl.exp(step * A_n)
             x = drive * B_n
             _, h = tl.associative_scan((decay, tl.where(first, x + decay * start[:, None], x)), 1, _combine)
             y += h * C_n
             end = tl.sum(tl.where(final, h, 0.0), 1)
-            tl.store(state_ptrs + N, end, mask=d_mask & (chunk + 1 < chunks))
-            tl.store(last_ptr + lane * N + n, end, mask=d_mask & (chunk + 1 == chunks))
+            tl.store(state_ptrs + N, end, mask=d_mask & (here + 1 < chunks))
+            tl.store(last_ptr + lane * N + n, end, mask=d_mask & (here + 1 == chunks))
         if HAS_Z:
             z_ptrs = z_ptr + b * sz_b + k * sz_k + d[:, None] * sz_d + pixel[None, :] * sz_l
             z = tl.load(z_ptrs, mask=mask, other=0.0).to(ACC)
