@@ -1,10 +1,11 @@
 """Choice of the backend that runs an op: by tensor device, by `use_backend`, by environment.
 
 An op folder holds one module a backend. Every backend module of the scan (`selective_scan/reference.py`,
-`chunked.py`, `cpu.py`, `triton_impl.py`) exposes the two functions below, with exactly these signatures; they are called
-underneath autograd, so neither may rely on it.
+`chunked.py`, `cpu.py`, `triton_impl.py`) exposes the two functions below, with exactly these signatures; they are
+called underneath autograd, so neither may rely on it.
 
-    forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge) -> (out, last_state, checkpoints)
+    forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge)
+        -> (out, last_state, checkpoints)
     backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints, delta_softplus, reverse, merge)
         -> (du, ddelta, dA, dB, dC, dD, dz, ddelta_bias)
 
@@ -23,10 +24,10 @@ Canonical inputs (K routes over L positions; position l of route k is pixel `ind
     reverse      the scan runs from the last position to the first (only with index None)
     merge        the routes are summed: `out` is (B, 1, D, L) instead of (B, K, D, L)
 
-Every map (u, delta, B, C, z, out and the gradients) is laid out by pixel, never by position: the backend addresses pixels
-in route order. B >= 1, D >= 1, N >= 1, L >= 1. u, delta, B, C and z are of any floating dtype each and may have any
-strides, expanded ones (stride 0) included; A, D and delta_bias are in the accumulation dtype (`accumulation_dtype`:
-float64 for float64 inputs, else float32) and contiguous.
+Every map (u, delta, B, C, z, out and the gradients) is laid out by pixel, never by position: the backend addresses
+pixels in route order. B >= 1, D >= 1, N >= 1, L >= 1. u, delta, B, C and z are of any floating dtype each and may have
+any strides, expanded ones (stride 0) included; A, D and delta_bias are in the accumulation dtype
+(`accumulation_dtype`: float64 for float64 inputs, else float32) and contiguous.
 
 Results of `forward`: `out` contiguous in the dtype of u, rounded once, after the merge; `last_state` (B, K, D, N) after
 the last position of each route; `checkpoints` (B, K, D, ceil(L / CHUNK), N), contiguous: the state before position
@@ -39,6 +40,7 @@ import contextlib
 import contextvars
 import dataclasses
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -109,7 +111,8 @@ def use_backend(name: str) -> Iterator[None]:
     """Context manager that runs every op of this package with one backend.
 
     Args:
-        name: 'auto' (by device), 'cpu' (native where built, else chunked), 'native', 'chunked', 'triton' or 'reference'.
+        name: 'auto' (by device), 'cpu' (native where built, else chunked), 'native', 'chunked', 'triton' or
+            'reference'.
     """
     token = _forced.set(_check_name(name, 'use_backend'))
     try:
@@ -180,8 +183,8 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
         refused.append(f'{name}: {reason}')
         if is_strict():
             raise RuntimeError(
-                f'{op} cannot run on {device.type} with backend {name!r}: {reason}. Strict mode forbids a fall-back; '
-                f"choose another with use_backend(...) or {ENV_BACKEND}, or switch strict mode off with set_strict(False)")
+                f'{op} cannot run on {device.type} with backend {name!r}: {reason}. Strict mode forbids a fall-back: '
+                f'choose another with use_backend(...) or {ENV_BACKEND}, or call set_strict(False)')
     raise RuntimeError(f'{op} has no backend for {device.type}: {"; ".join(refused)}')
 
 

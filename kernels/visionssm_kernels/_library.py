@@ -1,4 +1,4 @@
-"""Registration of ops with torch.library: one call an op for schema, kernel, fake kernel, autograd, FLOPs, decomposition."""
+"""Registration of ops with torch.library: schema, kernel, fake, autograd, FLOPs and decomposition in one call."""
 from collections.abc import Callable
 
 import torch

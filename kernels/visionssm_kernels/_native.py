@@ -17,7 +17,8 @@ INSTRUCTION_SETS = ('base', 'avx2', 'avx512')
 def _load() -> tuple[ctypes.CDLL | None, str | None]:
     """Loads the library once: (library, None), or (None, why not)."""
     if not LIBRARY.exists():
-        return None, 'the native library is not built (install with a C compiler, or run `python setup.py build_ext --inplace`)'
+        return None, ('the native library is not built: install with a C compiler, or run '
+                      '`python setup.py build_ext --inplace` in a checkout')
     try:
         library = ctypes.CDLL(str(LIBRARY))
     except OSError as error:

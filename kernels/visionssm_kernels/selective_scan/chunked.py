@@ -140,6 +140,18 @@ def _outer_sum(problem: _Problem, weights: torch.Tensor, states: torch.Tensor, l
     return problem.flat(weights[..., None] * states)
 
 
+def _dgate(
+        y: torch.Tensor,
+        x: torch.Tensor,
+        D: torch.Tensor | None,
+        gate: torch.Tensor,
+        dgated: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of the gate z of (y + D x) silu(z)."""
+    sigmoid = torch.sigmoid(gate)
+    return dgated * (y if D is None else y + D * x) * sigmoid * (1 + gate * (1 - sigmoid))
+
+
 def forward(
         u: torch.Tensor,
         delta: torch.Tensor,
@@ -225,11 +237,7 @@ def backward(
         # softplus returns its argument beyond the threshold 20, so its slope is exactly 1 there
         draw = draw * torch.where(problem.raw > 20, torch.ones_like(draw), torch.sigmoid(problem.raw))
     draw[problem.length:] = 0
-    dz = None
-    if gate is not None:
-        y = torch.cat(ys[::-1]) + (0 if D is None else problem.x * D)
-        sigmoid = torch.sigmoid(gate)
-        dz = problem.maps(dgated * y * sigmoid * (1 + gate * (1 - sigmoid)))
+    dz = None if gate is None else problem.maps(_dgate(torch.cat(ys[::-1]), problem.x, D, gate, dgated))
     du = problem.maps(dx)
     return (du.sum(1, keepdim=True) if u.shape[1] < problem.routes else du, problem.maps(draw), dA,
             problem.sum_to(dB[::-1], B), problem.sum_to(dC[::-1], C),

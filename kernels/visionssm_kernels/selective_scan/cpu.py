@@ -95,7 +95,20 @@ class _Call:
             raise MemoryError('selective_scan: no memory for the scratch space of the native kernels')
 
 
-def forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge):
+def forward(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        index: torch.Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+        merge: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Runs the scan; see `visionssm_kernels._dispatch`."""
     call = _Call(accumulation_dtype(u), delta_softplus, reverse, merge, dict(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, index=index))
@@ -107,7 +120,23 @@ def forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse,
     return out.to(u.dtype), last_state, checkpoints
 
 
-def backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints, delta_softplus, reverse, merge):
+def backward(
+        dout: torch.Tensor,
+        dlast_state: torch.Tensor | None,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        index: torch.Tensor | None,
+        checkpoints: torch.Tensor,
+        delta_softplus: bool,
+        reverse: bool,
+        merge: bool,
+) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan; see `visionssm_kernels._dispatch`."""
     call = _Call(accumulation_dtype(u), delta_softplus, reverse, merge, dict(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, index=index))

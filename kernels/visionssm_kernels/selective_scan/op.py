@@ -11,6 +11,7 @@ from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import CHUNK, accumulation_dtype
 from .._library import define_composite, define_op
 from .._native import native_why_not
+from . import traceable
 
 _PACKAGE = __name__.rpartition('.')[0]
 _dispatch.register_backend('selective_scan', 'native', f'{_PACKAGE}.cpu', native_why_not)
@@ -38,6 +39,10 @@ def _outputs(
             u.new_empty(batch, routes, dim, chunks, A.shape[-1], dtype=dtype))
 
 
+def _parameters(dtype: torch.dtype, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    return tuple(None if x is None else x.to(dtype).contiguous() for x in tensors)
+
+
 def _routed_scan(
         u: torch.Tensor,
         delta: torch.Tensor,
@@ -55,13 +60,18 @@ def _routed_scan(
     if delta.shape[0] == 0:
         return _outputs(u, delta, A, merge)
     dtype = accumulation_dtype(u)
-    A, D, delta_bias = (None if x is None else x.to(dtype).contiguous() for x in (A, D, delta_bias))
+    A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
     return backend.forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge)
 
 
-def _routed_scan_fake(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge):
-    return _outputs(u, delta, A, merge)
+def _routed_scan_fake(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        *args: torch.Tensor | bool | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return _outputs(u, delta, A, args[-1])
 
 
 def _routed_scan_backward(
@@ -86,7 +96,7 @@ def _routed_scan_backward(
         return tuple(u.new_empty(0) if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
                      for x in inputs)
     dtype = accumulation_dtype(u)
-    A, D, delta_bias = (None if x is None else x.to(dtype).contiguous() for x in (A, D, delta_bias))
+    A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
     grads = backend.backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints,
                              delta_softplus, reverse, merge)
@@ -94,18 +104,28 @@ def _routed_scan_backward(
     return tuple(u.new_empty(0) if x is None else grad.to(x.dtype).contiguous() for x, grad in zip(inputs, grads))
 
 
-def _routed_scan_backward_fake(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, *args):
-    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (u, delta, A, B, C, D, z, delta_bias))
+def _routed_scan_backward_fake(
+        dout: torch.Tensor,
+        dlast_state: torch.Tensor | None,
+        u: torch.Tensor,
+        *args: torch.Tensor | bool | None,
+) -> tuple[torch.Tensor, ...]:
+    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (u, *args[:7]))
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
     *tensors, ctx.delta_softplus, ctx.reverse, ctx.merge = inputs
     ctx.save_for_backward(*tensors, output[2])
     ctx.mark_non_differentiable(output[2])
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, dout, dlast_state, _):
+def _backward(
+        ctx: torch.autograd.function.FunctionCtx,
+        dout: torch.Tensor | None,
+        dlast_state: torch.Tensor | None,
+        _: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, ...]:
     *tensors, index, checkpoints = ctx.saved_tensors
     u, delta = tensors[:2]
     if dout is None:
@@ -117,18 +137,38 @@ def _backward(ctx, dout, dlast_state, _):
     return (*(None if x is None else grad for x, grad in zip(tensors, grads)), None, None, None, None)
 
 
-def _no_double_backward(ctx, *grads):
-    raise NotImplementedError('selective_scan has no second derivative; call visionssm_kernels.selective_scan.reference.'
-                              'forward directly where one is needed: autograd differentiates it twice')
+def _no_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> None:
+    raise NotImplementedError('selective_scan has no second derivative; where one is needed, call '
+                              'visionssm_kernels.selective_scan.reference.forward, which autograd differentiates')
 
 
-def _scan_flops(u, delta, A, B, C, D, *args, out_shape=None, **kwargs) -> int:
-    """Forward FLOPs, a multiply-add as 2: per state 6 (delta A; delta B u; state; C state), per position 1 and D's 2."""
+def _scan_flops(
+        u: tuple[int, ...],
+        delta: tuple[int, ...],
+        A: tuple[int, ...],
+        B: tuple[int, ...],
+        C: tuple[int, ...],
+        D: tuple[int, ...] | None,
+        *args: object,
+        **kwargs: object,
+) -> int:
+    """Forward FLOPs, a multiply-add as 2: per state 6 (delta A, delta B u, state, C state), per position 1, D 2."""
     batch, routes, dim, length = delta
     return batch * routes * dim * length * (6 * A[-1] + 1 + (0 if D is None else 2))
 
 
-def _scan_backward_flops(dout, dlast_state, u, delta, A, B, C, D, *args, out_shape=None, **kwargs) -> int:
+def _scan_backward_flops(
+        dout: tuple[int, ...],
+        dlast_state: tuple[int, ...] | None,
+        u: tuple[int, ...],
+        delta: tuple[int, ...],
+        A: tuple[int, ...],
+        B: tuple[int, ...],
+        C: tuple[int, ...],
+        D: tuple[int, ...] | None,
+        *args: object,
+        **kwargs: object,
+) -> int:
     """Backward FLOPs: per state 4 to recompute it and 14 for the adjoint and the six products with it."""
     batch, routes, dim, length = delta
     return batch * routes * dim * length * (18 * A[-1] + 3 + (0 if D is None else 4))
@@ -136,10 +176,11 @@ def _scan_backward_flops(dout, dlast_state, u, delta, A, B, C, D, *args, out_sha
 
 routed_scan = define_op(
     'routed_scan', f'({_SCAN_ARGS}, {_SCAN_FLAGS}) -> (Tensor, Tensor, Tensor)', _routed_scan, _routed_scan_fake,
-    setup_context=_setup_context, backward=_backward, flops=_scan_flops)
+    setup_context=_setup_context, backward=_backward, flops=_scan_flops, decomposition=traceable.routed_scan)
 define_op(
     'routed_scan_backward',
-    f'(Tensor dout, Tensor? dlast_state, {_SCAN_ARGS}, Tensor checkpoints, {_SCAN_FLAGS}) -> ({", ".join(["Tensor"] * 8)})',
+    f'(Tensor dout, Tensor? dlast_state, {_SCAN_ARGS}, Tensor checkpoints, {_SCAN_FLAGS}) -> '
+    '(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
     _routed_scan_backward, _routed_scan_backward_fake,
     setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_scan_backward_flops)
 
@@ -194,7 +235,7 @@ def _selective_scan_with_state(
     return out[:, 0], last_state[:, 0]
 
 
-def _selective_scan(*args, **kwargs) -> torch.Tensor:
+def _selective_scan(*args: torch.Tensor | bool | None, **kwargs: torch.Tensor | bool | None) -> torch.Tensor:
     return _selective_scan_with_state(*args, **kwargs)[0]
 
 
@@ -237,14 +278,13 @@ def selective_scan(
         reverse: Scans from the last position to the first, without copies; equals flipping every map before and after.
 
     Returns:
-        The output (B, D, L) in the dtype of u; with `return_last_state` also the state (B, D, N) in float32 (float64 for
-        float64 inputs).
+        The output (B, D, L) in the dtype of u; with `return_last_state` also the state (B, D, N) in float32 (float64
+        for float64 inputs).
 
     Note:
-        Inputs may be float32, bfloat16 and float16 in any mixture, or all float64. States and sums are float32 (float64)
-        always, under autocast too, and the output is rounded once. Every input has a gradient, through the last state
-        as well; there is no second derivative.
+        Inputs may be float32, bfloat16 and float16 in any mixture, or all float64. States and sums are float32
+        (float64) always, under autocast too, and the output is rounded once. Every input has a gradient, through the
+        last state as well; there is no second derivative.
     """
-    if return_last_state:
-        return torch.ops.visionssm.selective_scan_with_state(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
-    return torch.ops.visionssm.selective_scan(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)
+    op = torch.ops.visionssm.selective_scan_with_state if return_last_state else torch.ops.visionssm.selective_scan
+    return op(u, delta, A, B, C, D, z, delta_bias, delta_softplus, reverse)

@@ -6,7 +6,7 @@ with delta <- softplus(delta + delta_bias) where asked for (Gu and Dao, arXiv 23
 simplified discretisation of B). The meaning of arguments and results stands in `visionssm_kernels._dispatch`.
 """
 import torch
-import torch.nn.functional as F
+from torch.nn import functional as F
 
 from .._dispatch import CHUNK, accumulation_dtype
 
@@ -30,7 +30,18 @@ def _per_channel(x: torch.Tensor, dim: int) -> torch.Tensor:
     return x[None, ..., None] if x.ndim == 3 else x.repeat_interleave(dim // x.shape[2], dim=2)
 
 
-def _prepare(u, delta, B, C, z, delta_bias, index, delta_softplus, reverse, dtype):
+def _prepare(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        index: torch.Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+        dtype: torch.dtype,
+) -> tuple[torch.Tensor | None, ...]:
     """Casts the maps, reads them in route order, and finishes delta; B and C per channel."""
     maps = [None if x is None else x.to(dtype) if x.ndim == 3 else to_route(x.to(dtype), index, reverse)
             for x in (u, delta, B, C, z)]
@@ -40,7 +51,20 @@ def _prepare(u, delta, B, C, z, delta_bias, index, delta_softplus, reverse, dtyp
     return maps[0], raw, step, _per_channel(maps[2], dim), _per_channel(maps[3], dim), maps[4]
 
 
-def forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge):
+def forward(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        index: torch.Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+        merge: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Runs the scan; see `visionssm_kernels._dispatch`. Differentiable by autograd when called directly."""
     dtype = accumulation_dtype(u)
     length = delta.shape[-1]
@@ -72,7 +96,23 @@ def _sum_to(grad: torch.Tensor, like: torch.Tensor, index: torch.Tensor | None, 
     return from_route(grad.view(batch, routes, groups, -1, state, length).sum(3), index, reverse)
 
 
-def backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints, delta_softplus, reverse, merge):
+def backward(
+        dout: torch.Tensor,
+        dlast_state: torch.Tensor | None,
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        z: torch.Tensor | None,
+        delta_bias: torch.Tensor | None,
+        index: torch.Tensor | None,
+        checkpoints: torch.Tensor,
+        delta_softplus: bool,
+        reverse: bool,
+        merge: bool,
+) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan by the adjoint recurrence; see `visionssm_kernels._dispatch`."""
     dtype = accumulation_dtype(u)
     length = delta.shape[-1]

@@ -80,9 +80,10 @@ def _selective_scan_2d(
     if index is not None and table is not None:
         check_shape(op, 'table', table, (num_routes, height * width), '(K, H * W)')
     D, delta_bias = (None if x is None else x.view(num_routes, dim) for x in (D, delta_bias))
+    u = u.flatten(-2) if u.ndim == 5 else u.flatten(-2)[:, None]
     out, _, _ = routed_scan(
-        u.flatten(-2) if u.ndim == 5 else u.flatten(-2)[:, None], delta.flatten(-2), A.view(num_routes, dim, state), B, C,
-        D, None, delta_bias, index, delta_softplus, reverse, merge != 'none')
+        u, delta.flatten(-2), A.view(num_routes, dim, state), B, C, D, None, delta_bias, index,
+        delta_softplus, reverse, merge != 'none')
     if merge == 'mean':
         out = out / num_routes
     out = out.unflatten(-1, (height, width))

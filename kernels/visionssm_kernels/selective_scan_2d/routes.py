@@ -1,4 +1,4 @@
-"""Scan orders over the pixels of a map, as data: a table (K, L) whose entry [k, l] is the pixel that route k visits at l.
+"""Scan orders over the pixels of a map, as data: entry [k, l] of a table (K, L) is the pixel that route k visits at l.
 
 Pixel (i, j) of an (H, W) map has the number i * W + j. A *path* is one order, a function of the map of pixel numbers; a
 `Routes` object is a tuple of paths. Named ones stand in `ROUTES`; a new one is `Routes((path, ...))`, and any table of
@@ -190,8 +190,8 @@ def get_routes(name: str) -> Routes:
     try:
         return ROUTES[name]
     except KeyError:
-        raise ValueError(f'routes: unknown name {name!r}; known: {", ".join(ROUTES)}; a Routes object or a table (K, L) '
-                         'of pixel numbers is also allowed') from None
+        raise ValueError(f'routes: unknown name {name!r}; known: {", ".join(ROUTES)}; a Routes object or a table '
+                         '(K, L) of pixel numbers is also allowed') from None
 
 
 def check_table(table: torch.Tensor, length: int) -> None:
@@ -199,7 +199,7 @@ def check_table(table: torch.Tensor, length: int) -> None:
     if table.dtype not in (torch.int32, torch.int64):
         raise TypeError(f'routes: a table must be int32 or int64, got {str(table.dtype).removeprefix("torch.")}')
     if table.ndim != 2 or table.shape[1] != length or table.shape[0] == 0:
-        raise ValueError(f'routes: a table must be (K, L) with K >= 1 and L = H * W = {length}, got {tuple(table.shape)}')
+        raise ValueError(f'routes: a table must be (K, L), K >= 1, L = H * W = {length}; got {tuple(table.shape)}')
     expected = torch.arange(length, device=table.device, dtype=table.dtype)
     wrong = (table.sort(-1).values != expected).any(-1).nonzero().flatten().tolist()
     if wrong:
