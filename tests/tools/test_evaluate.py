@@ -1,0 +1,194 @@
+"""tools/test.py: tables and JSON, ImageNet's class order from a folder of JPEGs, every kind of checkpoint."""
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import uuid
+
+import numpy as np
+import pytest
+import timm
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from visionssm.checkpoints import save_safetensors
+from visionssm.openmmlab.datasets import IDX_FILES, load_fashion_mnist
+from visionssm.openmmlab.evaluate import evaluate, format_table, model_config, parse_test, test_config
+
+test_config.__test__ = False
+TENCH, GOLDFISH, TISSUE = 'n01440764', 'n01443537', 'n15075141'
+
+
+@pytest.fixture
+def imagenet(tmp_path):
+    """A few JPEGs below <root>/val/<synset>, as ImageNet is laid out."""
+    rng = np.random.default_rng(0)
+    for synset in (TENCH, TISSUE, GOLDFISH):
+        folder = tmp_path / 'imagenet' / 'val' / synset
+        folder.mkdir(parents=True)
+        for number in range(3):
+            pixels = rng.integers(0, 255, (60, 70, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f'ILSVRC2012_val_{number:08d}.JPEG')
+    return tmp_path / 'imagenet'
+
+
+@pytest.fixture
+def always_tissue(tmp_path):
+    """Weights of a 1000-class model that always answers the last class, then goldfish."""
+    model = timm.create_model('test_vit')
+    torch.nn.init.zeros_(model.head.weight)
+    torch.nn.init.zeros_(model.head.bias)
+    model.head.bias.data[999], model.head.bias.data[1] = 5.0, 3.0
+    return str(save_safetensors(model.state_dict(), tmp_path / 'tissue.safetensors'))
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config of 60 pictures of the embedded subset with timm's smallest ViT."""
+    images, labels, _ = load_fashion_mnist('test', 'embedded')
+    root = tmp_path / 'fashion'
+    root.mkdir()
+    for name, magic, data in zip(IDX_FILES['test'], (0x803, 0x801), (images[:60], labels[:60]), strict=True):
+        (root / name).write_bytes(struct.pack(f'>{1 + data.ndim}I', magic, *data.shape) + data.tobytes())
+    path = tmp_path / f'tiny_{uuid.uuid4().hex}.py'
+    path.write_text(f"""
+default_scope = 'visionssm'
+work_dir = {str(tmp_path / 'run')!r}
+model = dict(type='ImageClassifier', model=dict(name='test_vit', img_size=28, patch_size=7, in_chans=1,
+             num_classes=10), data_preprocessor=dict(mean=[0.3], std=[0.35]))
+test_dataloader = dict(batch_size=30, num_workers=0, sampler=dict(type='SeededSampler', shuffle=False),
+    collate_fn=dict(type='collate_images'), dataset=dict(type='FashionMNIST', split='test', root={str(root)!r}))
+test_evaluator = dict(type='Accuracy')
+test_cfg = dict()
+custom_hooks = [dict(type='EMAHook', decay=0.9)]
+log_level = 'WARNING'
+""")
+    return path
+
+
+def results_of(folder):
+    return json.loads((folder / 'accuracy.json').read_text())
+
+
+def test_a_config_and_a_checkpoint_give_a_table_and_json(config, weights, tmp_path, capsys):
+    assert evaluate([str(config), weights]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    results = results_of(tmp_path / 'run' / 'test')
+    assert lines[-1] == f'top-1: {results["top1"]:.2f}'
+    assert any(line.split()[:2] == ['Ankle', 'boot'] for line in lines)
+    assert results['count'] == 60 and len(results['classes']) == 10 and results['checkpoint'] == weights
+    assert np.trace(results['confusion']) == pytest.approx(0.6 * results['top1'], abs=1e-3)
+    assert {'confusion_matrix.png', 'predictions.png'} <= {p.name for p in (tmp_path / 'run' / 'test').iterdir()}
+
+
+def test_the_accuracy_is_the_models(config, weights, tiny_model, tmp_path):
+    images, labels, _ = load_fashion_mnist('test', 'embedded')
+    with torch.inference_mode():
+        logits = tiny_model((torch.from_numpy(images[:60])[:, None].float() / 255 - 0.3) / 0.35)
+    expected = (logits.argmax(-1).numpy() == labels[:60]).mean() * 100
+    evaluate([str(config), weights, '--out', str(tmp_path / 'r.json')])
+    assert json.loads((tmp_path / 'r.json').read_text())['top1'] == pytest.approx(expected, abs=1e-3)
+
+
+def test_imagenet_folders_count_in_the_official_order(imagenet, always_tissue, tmp_path, capsys):
+    command = ['--model', 'test_vit', '--data', str(imagenet), always_tissue, '--work-dir', str(tmp_path / 'out')]
+    assert evaluate(command) == 0
+    results = results_of(tmp_path / 'out')
+    counts = {row['class']: (row['count'], row['top1'], row['top5']) for row in results['classes'] if row['count']}
+    assert counts == {TENCH: (3, 0.0, 100.0), GOLDFISH: (3, 0.0, 100.0), TISSUE: (3, 100.0, 100.0)}
+    assert capsys.readouterr().out.splitlines()[-1] == 'top-1: 33.33'
+
+
+def test_an_unreadable_test_image_is_left_out_and_counted(imagenet, always_tissue, tmp_path):
+    damaged = sorted((imagenet / 'val' / TISSUE).iterdir())[1]
+    damaged.write_bytes(damaged.read_bytes()[:300])
+    evaluate(['--model', 'test_vit', '--data', str(imagenet), always_tissue, '--work-dir', str(tmp_path / 'out')])
+    results = results_of(tmp_path / 'out')
+    assert results['count'] == 8 and results['unreadable'] == 1 and results['top1'] == pytest.approx(25)
+
+
+def test_the_tool_itself_runs(imagenet, always_tissue, tmp_path, repo_root):
+    command = [sys.executable, 'tools/test.py', '--model', 'test_vit', '--data', str(imagenet), always_tissue,
+               '--work-dir', str(tmp_path / 'out'), '--amp']
+    done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == 'top-1: 33.33'
+
+
+@pytest.mark.parametrize('kind', ['timm', 'runner', 'official', 'scheme'])
+def test_every_kind_of_checkpoint_gives_the_same(config, weights, tiny_model, tmp_path, kind):
+    state = tiny_model.state_dict()
+    path = tmp_path / f'{kind}.pth'
+    if kind == 'timm':
+        torch.save(state, path)
+    elif kind == 'official':
+        torch.save({'model': state, 'epoch': 3}, path)
+    elif kind == 'runner':
+        torch.save({'meta': {'mmengine_version': '0'}, 'state_dict': {f'model.{k}': v for k, v in state.items()}}, path)
+    address = f'visionssm://{weights}' if kind == 'scheme' else str(path)
+    for name, checkpoint in (('a', weights), ('b', address)):
+        assert evaluate([str(config), checkpoint, '--work-dir', str(tmp_path / name)]) == 0
+    assert results_of(tmp_path / 'a')['confusion'] == results_of(tmp_path / 'b')['confusion']
+
+
+@pytest.mark.parametrize('case,problem', [
+    ('no-checkpoint', 'nothing.pth'), ('empty', 'empty'), ('half', 'half'), ('other-model', '36 unexpected'),
+    ('key', 'nothing reads'), ('no-images', 'no images in the data folder')])
+def test_wrong_input_ends_with_one_clear_error(config, weights, imagenet, tmp_path, case, problem, caplog):
+    command = [str(config), weights]
+    if case == 'no-checkpoint':
+        command[1] = str(tmp_path / 'nothing.pth')
+    elif case == 'empty':
+        command[1] = str(tmp_path / 'empty.safetensors')
+        (tmp_path / 'empty.safetensors').touch()
+    elif case == 'half':
+        with open(weights, 'rb') as file:
+            (tmp_path / 'half.safetensors').write_bytes(file.read(5000))
+        command[1] = str(tmp_path / 'half.safetensors')
+    elif case == 'other-model':
+        command += ['--cfg-options', 'model.model.depth=3']
+    elif case == 'key':
+        command += ['--cfg-options', 'test_dataloadr.batch_size=3']
+    else:
+        shutil.rmtree(imagenet / 'val' / TENCH), shutil.rmtree(imagenet / 'val' / TISSUE)
+        shutil.rmtree(imagenet / 'val' / GOLDFISH)
+        command = ['--model', 'test_vit', '--data', str(imagenet), '--work-dir', str(tmp_path / 'out'), weights]
+    assert evaluate(command) == 1
+    errors = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
+    assert len(errors) == 1 and problem in errors[0].lower()
+    assert not list(tmp_path.rglob('accuracy.json'))
+
+
+def test_an_unknown_model_names_the_nearest(tmp_path):
+    with pytest.raises(ValueError, match='test_vit'):
+        model_config('test_vitt', str(tmp_path))
+
+
+def test_a_model_by_name_needs_data(capsys):
+    with pytest.raises(SystemExit):
+        parse_test(['--model', 'test_vit'])
+    assert '--data' in capsys.readouterr().err
+
+
+def test_options_replace_parts_of_the_config(config, weights, tmp_path):
+    args = parse_test([str(config), weights, '--batch-size', '7', '--data', str(tmp_path), '--work-dir', 'here'])
+    cfg = test_config(args)
+    assert (cfg.test_dataloader.batch_size, cfg.test_dataloader.dataset.root) == (7, str(tmp_path))
+    assert cfg.work_dir == 'here' and cfg.load_from == weights
+    assert [hook['type'] for hook in cfg.custom_hooks] == ['VisualReportHook']
+
+
+def test_the_preprocessing_is_the_models_own(tmp_path):
+    cfg = model_config('vim_tiny', str(tmp_path))
+    transform = cfg.test_dataloader.dataset.transform
+    assert (transform.crop_pct, transform.interpolation, tuple(transform.input_size)) == (0.875, 'bicubic',
+                                                                                          (3, 224, 224))
+    assert isinstance(cfg, Config) and cfg.test_dataloader.dataset.class_map == 'imagenet-1k'
+
+
+def test_long_tables_list_the_worst_classes():
+    rows = [{'class': f'c{i}', 'count': 2, 'top1': float(i % 60)} for i in range(60)]
+    table = format_table({'count': 120, 'top1': 29.5, 'classes': rows, 'confusion': []}).splitlines()
+    assert '10 worst of 60' in table[0] and table[3].startswith('c0') and len(table) == 15
