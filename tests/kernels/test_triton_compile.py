@@ -11,7 +11,12 @@ triton = pytest.importorskip('triton', reason='triton is not installed')
 if os.environ.get('TRITON_INTERPRET') == '1':
     pytest.skip('TRITON_INTERPRET=1 replaces the compiler', allow_module_level=True)
 
+if tuple(int(part) for part in triton.__version__.split('.')[:2]) < (3, 6):
+    pytest.skip(f'written for the compiler interface of Triton 3.6 and newer, this is {triton.__version__}',
+                allow_module_level=True)
+
 from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.backends.nvidia.compiler import get_ptxas  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from visionssm_kernels.selective_scan import triton_impl  # noqa: E402
@@ -87,6 +92,6 @@ def test_full_tiles_stay_in_registers(monkeypatch, tmp_path: Path, dtype):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         (tmp_path / 'kernel.ptx').write_text(built.asm['ptx'])
         report = subprocess.run(
-            [triton.knobs.nvidia.ptxas.path, '-v', '--gpu-name=sm_90a', 'kernel.ptx', '-o', 'kernel.cubin'],
-            cwd=tmp_path, capture_output=True, text=True, check=True).stderr
+            [get_ptxas(90).path, '-v', '--gpu-name=sm_90a', 'kernel.ptx', '-o', 'kernel.cubin'],
+            cwd=tmp_path, capture_output=True, text=True, check=False).stderr
         assert re.search(r'\b0 bytes spill stores', report), report
