@@ -30,6 +30,7 @@ from timm.layers import (
     RmsNorm,
     calculate_drop_path_rates,
     get_device_dtype,
+    lecun_normal_,
     register_notrace_function,
     to_2tuple,
     trunc_normal_,
@@ -272,9 +273,7 @@ class Vim(nn.Module):
             for module in reversed(list(self.modules())):
                 if hasattr(module, 'reset_parameters'):
                     module.reset_parameters()
-        fan_in = math.prod(self.patch_embed.proj.weight.shape[1:])
-        # The division restores the deviation that truncation at two standard deviations takes.
-        trunc_normal_(self.patch_embed.proj.weight, std=fan_in ** -0.5 / 0.87962566103423978)
+        lecun_normal_(self.patch_embed.proj.weight)
         nn.init.zeros_(self.patch_embed.proj.bias)
         for table in (self.pos_embed, self.cls_token, self.cls_token_head, self.cls_token_tail):
             if table is not None:
@@ -736,13 +735,13 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
     rope = 'rope.freqs_cos' in sd
     double = 'cls_token_head' in sd
     extra = 2 if double else int('cls_token' in sd)
-    patches = sd['pos_embed'].shape[1] - extra if 'pos_embed' in sd else 196
+    patches = len(sd['rope.freqs_cos']) if rope else sd['pos_embed'].shape[1] - extra if 'pos_embed' in sd else 196
     side = round(patches ** 0.5)
     if side * side != patches:
         raise ValueError(f'The {patches} patches of pos_embed form no square, so the image size cannot be told from '
                          f'the state dict: give the config of the official constructor.')
     # 224 pixels cut with a smaller stride are more likely than an odd image size.
-    stride = next((s for s in (patch, patch // 2) if (224 - patch) // s + 1 == side), patch)
+    stride = next((s for s in (patch, max(1, patch // 2)) if (224 - patch) // s + 1 == side), patch)
     img_size = 224 if (224 - patch) // stride + 1 == side else (side - 1) * stride + patch
     both = any('conv1d_b' in key for key in sd)
     shared = any('A_b_log' in key for key in sd)
@@ -751,6 +750,7 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         'depth': 1 + max(int(key.split('.')[1]) for key in sd if key.startswith('layers.')),
         'd_state': sd['layers.0.mixer.A_log'].shape[1], 'rms_norm': 'layers.0.norm.bias' not in sd,
         'if_abs_pos_embed': 'pos_embed' in sd, 'if_rope': rope, 'if_rope_residual': rope,
+        'init_layer_scale': 1. if 'layers.0.mixer.gamma' in sd else None,
         'bimamba_type': 'v2' if both else 'v1' if shared else 'none', 'if_cls_token': extra > 0,
         'use_double_cls_token': double, 'use_middle_cls_token': not rope, 'if_divide_out': not rope,
         'final_pool_type': 'mean', 'num_classes': len(sd['head.weight']) if 'head.weight' in sd else 0}
@@ -764,6 +764,8 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         return _PYRAMID, {'net': dict(config, last_layer_process='add', if_divide_out=True), 'out_channels': channels}
     if not dense:
         return 'VisionMamba', config
+    if 'norm_f.weight' not in sd:
+        return 'VisionMambaDet', dict(config, last_layer_process='add')
     depth = config['depth']
     config.update(
         out_indices=[depth * k // 4 - 1 for k in range(1, 5)], use_residual_as_feature=rope,

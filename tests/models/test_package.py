@@ -1,0 +1,102 @@
+"""The package's own functions, the cost of importing it, and that a new family is one file."""
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+
+import visionssm
+
+FAMILY = '''
+"""A family in one file."""
+import torch
+from timm.models import generate_default_cfgs, register_model
+from torch import nn
+
+__all__ = ['ToyNet']
+
+
+class ToyNet(nn.Module):
+    """Nothing much."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+
+default_cfgs = generate_default_cfgs({'toy_pico': {'input_size': (3, 32, 32)}})
+
+
+@register_model
+def toy_pico(pretrained: bool = False, **kwargs) -> ToyNet:
+    """A toy."""
+    return ToyNet()
+'''
+
+
+def python(code: str, *folders: Path) -> str:
+    """Run code in a fresh interpreter, with folders in front of the installed packages."""
+    setup = f'import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n'
+    result = subprocess.run(
+        [sys.executable, '-c', setup + code], capture_output=True, text=True, timeout=100, check=False)
+    return result.stdout.strip() or result.stderr.strip().splitlines()[-1]
+
+
+def copy_of_package(tmp_path: Path, repo_root: Path, name: str, content: str) -> Path:
+    shutil.copytree(repo_root / 'visionssm', tmp_path / 'visionssm', ignore=shutil.ignore_patterns('__pycache__'))
+    (tmp_path / 'visionssm' / 'models' / name).write_text(content)
+    return tmp_path
+
+
+def test_models_are_listed():
+    names = visionssm.list_models()
+    assert {'vim_tiny', 'vim_small', 'vim_base', 'vim_tiny_stride8', 'vim_small_stride8', 'vim_pico'} <= set(names)
+    assert names == sorted(names)
+    assert set(visionssm.list_models('classification')) <= set(names)
+    assert set(visionssm.list_models()) <= set(timm.list_models())
+
+
+def test_unknown_task_is_refused():
+    with pytest.raises(ValueError, match="Unknown task 'classifcation'. Did you mean 'classification'"):
+        visionssm.list_models('classifcation')
+
+
+@pytest.mark.parametrize('name', ['vim_tinny', 'vim_tinny.in1k'])
+def test_unknown_model_names_the_nearest(name: str):
+    with pytest.raises(ValueError, match=f"Unknown model {name!r}. Did you mean 'vim_tiny'"):
+        visionssm.create_model(name)
+
+
+def test_models_of_timm_are_created_too():
+    assert type(visionssm.create_model('test_vit', num_classes=3)).__name__ == 'VisionTransformer'
+
+
+def test_unknown_argument_is_refused():
+    with pytest.raises(TypeError, match='embed_dims'):
+        visionssm.create_model('vim_pico', embed_dims=3)
+
+
+def test_import_stays_light(repo_root: Path):
+    heavy = ('mmengine', 'mmcv', 'cv2', 'matplotlib', 'scipy', 'diffusers', 'albumentations')
+    out = python(
+        'import json, timm; import visionssm\n'
+        f'print(json.dumps([m for m in sys.modules if m.split(".")[0] in {heavy!r} or m.endswith("triton_impl")]))')
+    assert json.loads(out) == []
+
+
+def test_a_new_family_is_one_file(tmp_path: Path, repo_root: Path):
+    folder = copy_of_package(tmp_path, repo_root, 'toy.py', FAMILY)
+    out = python(
+        'import timm, visionssm; from visionssm.models import ToyNet\n'
+        'print("toy_pico" in visionssm.list_models(), isinstance(timm.create_model("toy_pico"), ToyNet))', folder)
+    assert out == 'True True'
+
+
+@pytest.mark.parametrize(('content', 'message'), [
+    ('import nothing_of_this_name', 'nothing_of_this_name'),
+    ('__all__ = []', 'must define default_cfgs')])
+def test_a_broken_family_is_loud(tmp_path: Path, repo_root: Path, content: str, message: str):
+    assert message in python('import visionssm', copy_of_package(tmp_path, repo_root, 'toy.py', content))
