@@ -125,6 +125,20 @@ def test_the_exported_file_describes_itself(trained, tmp_path):
     assert json.loads(metadata['notes'])['epoch'] == 1
 
 
+def test_a_training_checkpoint_loads_without_running_code(trained, tmp_path):
+    checkpoint = torch.load(tmp_path / 'run' / 'epoch_1.pth', weights_only=True)
+    assert checkpoint['meta']['iter'] == 8
+
+
+def test_the_history_of_scalars_survives_a_resume(trained, train_toy, toy_config):
+    before = trained.message_hub.get_scalar('train/loss').data[0]
+    after = train_toy(toy_config('run', resume=True, custom_hooks=[dict(type='EMAHook', decay=0.5)]))
+    history = after.message_hub.get_scalar('train/loss').data[0]
+    assert len(history) == 24
+    assert history[:8].tolist() == before.tolist()
+    assert after.message_hub.get_info('best_score') == trained.message_hub.get_info('best_score')
+
+
 @pytest.mark.parametrize('origin', ['runner', 'safetensors', 'scheme', 'plain', 'published'])
 def test_weights_of_every_origin_load(trained, tmp_path, origin):
     best = tmp_path / 'run' / 'best' / 'model.safetensors'

@@ -65,6 +65,19 @@ def test_resume_from_the_middle_of_an_epoch_sees_only_the_rest(random_config, tr
     assert len(np.load(losses)) == 4
 
 
+def test_a_run_by_steps_resumes_to_the_same_weights(random_config, train_toy, tmp_path):
+    by_steps = dict(by_epoch=False, max_iters=24, val_interval=8)
+
+    def config(name, **overrides):
+        cfg = random_config(name, by_epoch=False, interval=5, train_cfg=by_steps, param_scheduler=None, **overrides)
+        cfg.train_dataloader.sampler.infinite = True
+        return cfg
+
+    train_toy(config('whole'))
+    train_toy(config('again', resume=True, load_from=str(tmp_path / 'whole' / 'iter_10.pth')))
+    assert_same_state(tmp_path / 'whole' / 'iter_24.pth', tmp_path / 'again' / 'iter_24.pth')
+
+
 def test_a_seed_that_was_drawn_is_kept_after_a_resume(random_config, train_toy, tmp_path):
     first = train_toy(random_config('run', randomness=dict(seed=None), train_cfg=dict(by_epoch=True, max_epochs=1)))
     second = train_toy(random_config('run', randomness=dict(seed=None), resume=True))

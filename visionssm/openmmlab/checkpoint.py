@@ -11,14 +11,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn as nn
 from mmengine.dist import is_main_process
 from mmengine.fileio import LocalBackend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
-from mmengine.logging import print_log
+from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
+from mmengine.utils import apply_to
 from timm.models._hub import save_config_for_hf
 
 from ..checkpoints import CheckpointError, check_fit, load_state_dict, save_safetensors
@@ -138,8 +140,6 @@ def read_weights(net: nn.Module, source: str | os.PathLike) -> dict[str, torch.T
     source = str(source)
     if source.startswith(SCHEME):
         state = dict(load_from_visionssm(source)['state_dict'])
-    elif is_training_checkpoint(source):
-        state = CheckpointLoader.load_checkpoint(source, map_location='cpu')['state_dict']
     else:
         state = load_state_dict(source)
     own = net.state_dict().keys()
@@ -192,6 +192,36 @@ def load_from_safetensors(filename: str, map_location: str | None = None) -> dic
         ``dict(state_dict=...)``.
     """
     return {'state_dict': load_state_dict(filename, device=map_location or 'cpu')}
+
+
+def pack_hub(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the state of MMEngine's message hub into tensors and plain values, which load without running any code.
+
+    Args:
+        state: What ``MessageHub.state_dict`` returns.
+
+    Returns:
+        What :func:`unpack_hub` takes.
+    """
+    scalars = {key: {'max_length': buffer.max_length, **dict(zip(('log_history', 'count_history'),
+                                                                  map(torch.from_numpy, buffer.data), strict=True))}
+               for key, buffer in state['log_scalars'].items()}
+    info = apply_to(dict(state['runtime_info']), lambda x: isinstance(x, np.generic), lambda x: x.item())
+    return {'log_scalars': scalars, 'runtime_info': info, 'resumed_keys': dict(state['resumed_keys'])}
+
+
+def unpack_hub(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Undo :func:`pack_hub`.
+
+    Args:
+        state: What :func:`pack_hub` returned.
+
+    Returns:
+        What ``MessageHub.load_state_dict`` takes.
+    """
+    scalars = {key: HistoryBuffer(value['log_history'].tolist(), value['count_history'].tolist(), value['max_length'])
+               for key, value in state['log_scalars'].items()}
+    return {**state, 'log_scalars': scalars}
 
 
 def export_best(classifier: nn.Module, state: Mapping[str, torch.Tensor], folder: str | os.PathLike,

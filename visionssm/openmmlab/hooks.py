@@ -301,7 +301,7 @@ class ProgressBarHook(Hook):
             self.bar.update()
             if self.bar.n % 10 == 0:
                 self.bar.set_description(f'epoch {runner.epoch + 1}/{runner.max_epochs} '
-                                         f'loss {float(outputs["loss"]):.3f}', refresh=False)
+                                         f'loss {outputs["loss"].item():.3f}', refresh=False)
 
     def after_train(self, runner: Runner) -> None:
         """Close the bar.

@@ -18,14 +18,17 @@ from mmengine.runner import Runner as _Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch.utils.data import DataLoader
 
-from ..checkpoints import CheckpointError, check_fit
+from ..checkpoints import CheckpointError, check_fit, read_checkpoint
 from ..registry import FUNCTIONS, LOOPS, RUNNERS
 from . import dist
-from .checkpoint import atomic_save, find_resumable, is_whole, load_weights
+from .checkpoint import atomic_save, find_resumable, is_whole, load_weights, pack_hub, unpack_hub
 
 __all__ = ['ResumableEpochLoop', 'VisionRunner']
 
 SHARD_TYPES = ('FullyShard', 'visionssm.FullyShard')
+# MMEngine's remarks about its own interfaces, which no user can act on
+NOISE = ('"FileClient" will be', '"HardDiskBackend" is', 'Distributed training is not used, all Sync',
+         'Exp name:')
 OWN_HOOKS = {'step_seed': 'StepSeedHook', 'nan_guard': 'NaNGuardHook', 'progress': 'ProgressBarHook'}
 
 
@@ -86,7 +89,9 @@ class VisionRunner(_Runner):
         """End the loaders' processes now: left to the garbage collector, each one takes five seconds."""
         for loop in (self._train_loop, self._val_loop):
             loader = getattr(loop, 'dataloader', None)
+            # only loaders with persistent processes keep their iterator
             if getattr(loader, '_iterator', None) is not None:
+                loader._iterator._shutdown_workers()
                 loader._iterator = None
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -110,6 +115,7 @@ class VisionRunner(_Runner):
             The logger.
         """
         logger = super().build_logger(*args, **kwargs)
+        logger.addFilter(lambda record: not any(text in record.getMessage() for text in NOISE))
         package = logging.getLogger('visionssm')
         package.handlers[:] = logger.handlers
         package.setLevel(logger.level)
@@ -260,10 +266,11 @@ class VisionRunner(_Runner):
             if not is_whole(filename):
                 raise CheckpointError(f'{filename} is damaged or cut off; --resume without a path takes the newest '
                                       f'whole checkpoint of the work directory')
-            checkpoint = mmengine.runner.checkpoint._load_checkpoint(filename, map_location='cpu')
+            checkpoint = read_checkpoint(filename)
             if 'optimizer' not in checkpoint or 'message_hub' not in checkpoint:
                 raise CheckpointError(f'{filename} holds weights only and cannot be resumed; start from it with '
                                       f'--cfg-options load_from={filename}')
+            checkpoint['message_hub'] = unpack_hub(checkpoint['message_hub'])
         elif hasattr(model, 'model'):
             load_weights(model.model, filename, keep_head=self._trains and not strict)
             checkpoint = {'state_dict': {key: value.clone() for key, value in model.state_dict().items()}}
@@ -311,7 +318,7 @@ class VisionRunner(_Runner):
         if hasattr(self.train_dataloader.dataset, 'metainfo'):
             meta['dataset_meta'] = self.train_dataloader.dataset.metainfo
         checkpoint = {'meta': meta, 'state_dict': dist.gather(dict(self.bare_model.state_dict())),
-                      'message_hub': dist.gather(self.message_hub.state_dict())}
+                      'message_hub': pack_hub(self.message_hub.state_dict())}
         if save_optimizer:
             checkpoint['optimizer'] = dist.gather(self.optim_wrapper.state_dict())
         if save_param_scheduler and self.param_schedulers is not None:
