@@ -1,7 +1,7 @@
 """Mamba's selective state-space mixer, read along a sequence in one or in both directions."""
 
 import math
-from typing import Final, Optional
+from typing import Any, Final, Optional
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +44,7 @@ class SelectiveSSM(nn.Module):
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         self.d_state = d_state
         self.dt_rank = dt_rank
@@ -148,7 +148,7 @@ class BiMamba(nn.Module):
         """
         if bimamba_type not in ('v2', 'v1', 'none'):
             raise ValueError(f"bimamba_type is {bimamba_type!r}; allowed are 'v2', 'v1' and 'none'.")
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         inner = int(expand * dim)
         dt_rank = dt_rank or math.ceil(dim / 16)

@@ -1,6 +1,6 @@
 """Feature pyramids on top of a plain (single-scale) backbone."""
 
-from typing import List
+from typing import Any, List
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ class ConvNorm(nn.Conv2d):
             dtype: torch.dtype | None = None,
     ) -> None:
         """Keep the size of the map whatever the (odd) kernel size."""
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__(in_chans, out_chans, kernel_size, padding=kernel_size // 2, bias=False, **dd)
         self.norm = LayerNorm2d(out_chans, eps=1e-6, **dd)
 
@@ -54,7 +54,7 @@ class SimpleFeaturePyramid(nn.Module):
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         self.extra_level = extra_level
         half, quarter = in_chans // 2, in_chans // 4
@@ -106,7 +106,7 @@ class PlainPyramid(nn.Module):
         """
         if patch_size not in (8, 16):
             raise ValueError(f'A pyramid exists for patch sizes 8 and 16, not {patch_size}; use fpn=False.')
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
 
         def up() -> nn.Module:

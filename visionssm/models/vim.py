@@ -206,7 +206,7 @@ class Vim(nn.Module):
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         _check_choice('class_token', class_token, _CLASS_TOKENS)
         _check_choice('rope', rope, _ROPES)
@@ -519,7 +519,7 @@ class VimDense(Vim):
             dtype: Type of the parameters.
             **kwargs: Arguments of `Vim`.
         """
-        dd = {'device': device, 'dtype': dtype}
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__(num_classes=0, **dd, **kwargs)
         _check_choice('last', last, ('none', 'add', 'norm'))
         _check_choice('pyramid', pyramid, ('none', 'plain', 'simple'))
