@@ -171,7 +171,8 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
         The backend module.
     """
     requested = requested_backend()
-    backends, refused = _registry[op], []
+    backends = _registry[op]
+    refused: list[str] = []
     for name in _candidates(requested, device.type):
         if name not in backends:
             reason = 'this op has no such backend'

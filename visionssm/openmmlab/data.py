@@ -36,7 +36,7 @@ READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.D
 
 class SampleKey(NamedTuple):
     """Names one look at one image: the position in the dataset, the epoch, and which repeat within the epoch."""
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     epoch: int = 0
     draw: int = 0
 
@@ -58,17 +58,18 @@ def sample_rng(seed: int, key: SampleKey) -> Iterator[int]:
     """
     word = int(np.random.SeedSequence([seed, key.epoch, key.index, key.draw]).generate_state(1)[0])
     # with num_workers=0 the model draws from the same global generators, so they must come back unchanged
-    python_state, torch_state, bit_generator = random.getstate(), torch.get_rng_state(), np.random.get_bit_generator()
+    python_state, torch_state = random.getstate(), torch.get_rng_state()
+    bit_generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     random.seed(word)
     torch.default_generator.manual_seed(word)
     # exchanging NumPy's generator takes 14 us, saving and restoring the state of the old one 140 us
-    np.random.set_bit_generator(np.random.PCG64(word))
+    np.random.set_bit_generator(np.random.PCG64(word))  # type: ignore[attr-defined]
     try:
         yield word
     finally:
         random.setstate(python_state)
         torch.set_rng_state(torch_state)
-        np.random.set_bit_generator(bit_generator)
+        np.random.set_bit_generator(bit_generator)  # type: ignore[attr-defined]
 
 
 @DATA_SAMPLERS.register_module()

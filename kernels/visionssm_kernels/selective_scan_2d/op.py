@@ -64,7 +64,7 @@ def _selective_scan_2d(
     check_tensors(op, u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     check_ndim(op, 'u', u, (4, 5), '(B, D, H, W), or (B, K, D, H, W) for one map a route')
     check_ndim(op, 'A', A, (2,), '(K * D, N)')
-    batch, dim, height, width = u.shape[0], *u.shape[-3:]
+    batch, (dim, height, width) = u.shape[0], u.shape[-3:]
     state = A.shape[1]
     check_not_empty(op, D=dim, N=state, H=height, W=width)
     num_routes, index, reverse = _resolve(routes, table, u)

@@ -145,11 +145,12 @@ def _affine(path: Path, height: int, width: int) -> Affine | None:
             return None
         end = form.offset + (last // form.inner) * form.outer_stride + (last % form.inner) * form.inner_stride
         return Affine(form.inner, -form.inner_stride, -form.outer_stride, end)
-    return {
+    forms: dict[Path, Affine] = {
         raster: Affine(width, 1, width, 0),
         column: Affine(height, width, 1, 0),
         column_mirrored: Affine(height, width, -1, width - 1),
-    }.get(path)
+    }
+    return forms.get(path)
 
 
 @functools.lru_cache(maxsize=256)
