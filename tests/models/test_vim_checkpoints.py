@@ -105,7 +105,7 @@ def test_official_keys_load_below_a_prefix(trained, official):
 def test_stored_rotary_tables_are_dropped():
     trained = model(class_token='head', rope='both')
     official = visionssm.to_official('vim', trained)
-    assert official['rope.freqs_cos'].shape == (64, 16)
+    assert official['rope.freqs_cos'].shape == (49, 16)
     loaded = model(class_token='head', rope='both')
     loaded.load_state_dict(official)
     assert_same_output(loaded, trained)
@@ -186,7 +186,7 @@ def test_weights_of_another_model_are_refused_with_what_differs(tmp_path: Path, 
     assert 'does not fit vim_pico' in message
     assert '1 missing: cls_token' in message
     assert 'blocks.2.norm.weight' in message
-    assert 'pos_embed is (1, 64, 16), expected (1, 65, 16)' in message
+    assert 'pos_embed is (1, 49, 16), expected (1, 50, 16)' in message
 
 
 @pytest.mark.parametrize('load', [load_by_create_model, load_by_configuration])
