@@ -201,10 +201,10 @@ def save_predictions(samples: Sequence[dict[str, Any]], classes: Sequence[str], 
     columns = min(len(samples), 6)
     rows = math.ceil(len(samples) / columns)
     figure = _figure(2.1 * columns, 2.55 * rows, layout='constrained')
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, sample in zip(grid.flat, samples, strict=False):
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for place in grid:
+        place.set_axis_off()
+    for axes, sample in zip(grid, samples, strict=False):
         image, label, predicted = sample['image'], sample['label'], sample['predicted']
         # nearest keeps the pixels of small pictures visible instead of smearing them
         axes.imshow(image, cmap='gray', vmin=0, vmax=255, interpolation='nearest' if max(image.shape) < 100 else None)
