@@ -10,6 +10,8 @@ from mmengine.utils import apply_to
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ..utils.suggest import did_you_mean
+
 SHARD_KEYS = ('type', 'min_params', 'param_dtype', 'reduce_dtype', 'reshard_after_forward')
 
 
@@ -62,7 +64,8 @@ def shard(model: nn.Module, cfg: dict, device_type: str) -> nn.Module:
     """
     unknown = sorted(set(cfg) - set(SHARD_KEYS))
     if unknown:
-        raise ValueError(f'model_wrapper_cfg of FullyShard has no key {unknown[0]!r}; it takes {", ".join(SHARD_KEYS)}')
+        raise ValueError(f'model_wrapper_cfg of FullyShard has no key {unknown[0]!r}. '
+                         f'{did_you_mean(unknown[0], SHARD_KEYS)} It takes {", ".join(SHARD_KEYS)}.')
     mesh = torch.distributed.init_device_mesh(device_type, (dist.get_world_size(),))
     dtypes = {key: getattr(torch, cfg[key]) for key in ('param_dtype', 'reduce_dtype') if cfg.get(key)}
     options = {'mesh': mesh, 'mp_policy': MixedPrecisionPolicy(**dtypes),
