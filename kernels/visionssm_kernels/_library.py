@@ -1,4 +1,5 @@
 """Registration of ops with torch.library: schema, kernel, fake, autograd, FLOPs and decomposition in one call."""
+import functools
 from collections.abc import Callable
 
 import torch
@@ -12,6 +13,17 @@ _decompositions: dict[torch._ops.OpOverload, Callable] = {}
 def overload(name: str) -> torch._ops.OpOverload:
     """Returns the registered op `visionssm::<name>`."""
     return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+
+def _without_autocast(kernel: Callable) -> Callable:
+    """Runs a kernel as it is written: under autocast the products of a PyTorch backend would drop to half precision."""
+
+    @functools.wraps(kernel)
+    def run(*args: object) -> object:
+        with torch._C._DisableAutocast():
+            return kernel(*args)
+
+    return run
 
 
 def define_op(
@@ -38,7 +50,7 @@ def define_op(
     """
     qualified = f'{NAMESPACE}::{name}'
     torch.library.define(qualified, signature, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, 'CompositeExplicitAutograd', kernel, lib=_LIBRARY)
+    torch.library.impl(qualified, 'CompositeExplicitAutograd', _without_autocast(kernel), lib=_LIBRARY)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
@@ -63,6 +75,7 @@ def define_composite(name: str, signature: str, function: Callable) -> torch._op
     qualified = f'{NAMESPACE}::{name}'
     torch.library.define(qualified, signature, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(qualified, 'CompositeImplicitAutograd', function, lib=_LIBRARY)
+    _decompositions[overload(name)] = function
     return overload(name)
 
 
