@@ -1,0 +1,133 @@
+"""The native library: threads, instruction sets, absence, the accuracy of its exponential."""
+import ctypes
+import re
+
+import pytest
+import torch
+
+from visionssm_kernels import _native, selective_scan, selective_scan_2d, use_backend
+from visionssm_kernels._testing import assert_same_results, results_and_gradients, scan_inputs
+from visionssm_kernels.selective_scan.cpu import ScanArgs
+
+pytestmark = pytest.mark.usefixtures('needs_native', 'poisoned_memory')
+
+
+def scan(**inputs):
+    with use_backend('native'):
+        return selective_scan(**inputs, delta_softplus=True, return_last_state=True)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize('groups', [1, 2])
+def test_results_do_not_depend_on_the_number_of_threads(groups, threads):
+    inputs = scan_inputs(2, 200, 150, 5, groups, groups)
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(results_and_gradients(scan, inputs))
+    for other in results[1:]:
+        assert all(torch.equal(x, other[name]) for name, x in results[0].items())
+
+
+def test_repeated_calls_give_equal_bits():
+    inputs = scan_inputs(2, 200, 150, 5)
+    first, second = results_and_gradients(scan, inputs), results_and_gradients(scan, inputs)
+    assert all(torch.equal(x, second[name]) for name, x in first.items())
+
+
+def test_2d_results_do_not_depend_on_the_number_of_threads(threads):
+    make = torch.randn
+    inputs = {'u': make(1, 40, 9, 8), 'delta': make(1, 4, 40, 9, 8), 'A': -torch.rand(160, 2), 'B': make(1, 4, 2, 9, 8),
+              'C': make(1, 4, 2, 9, 8)}
+    results = []
+    for count in (1, 2):
+        threads(count)
+        with use_backend('native'):
+            results.append(results_and_gradients(selective_scan_2d, inputs | {'delta': inputs['delta'].abs()}))
+    assert all(torch.equal(x, results[1][name]) for name, x in results[0].items())
+
+
+@pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)
+def test_instruction_sets_agree(isa, monkeypatch):
+    inputs = scan_inputs(2, 40, 130, 6)
+    expected = results_and_gradients(scan, {name: x.double() for name, x in inputs.items()})
+    monkeypatch.setenv('VISIONSSM_NATIVE_ISA', isa)
+    assert_same_results(results_and_gradients(scan, inputs), expected, 1e-5, 1e-5)
+
+
+def test_unknown_instruction_set_is_refused(monkeypatch):
+    monkeypatch.setenv('VISIONSSM_NATIVE_ISA', 'mmx')
+    with pytest.raises(ValueError, match="VISIONSSM_NATIVE_ISA got 'mmx'; allowed: base, avx2, avx512"):
+        scan(**scan_inputs(1, 2, 3, 2))
+
+
+@pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)
+def test_exponential_is_accurate_over_its_range(isa, monkeypatch):
+    """One step from state e: the second output of two steps with B = (1, 0) is the decay itself."""
+    monkeypatch.setenv('VISIONSSM_NATIVE_ISA', isa)
+    exponent = torch.linspace(-86, 88, 4096)
+    u = torch.tensor([1.0, 0.0]).expand(1, 4096, 2)
+    delta = torch.ones(1, 4096, 2)
+    ones = torch.ones(1, 1, 2)
+    with use_backend('native'):
+        y = selective_scan(u, delta, exponent[:, None], ones, ones)[0, :, 1]
+    # the rate times log2(e) and its product with the step are rounded: 2^-23 of the exponent, beside the polynomial
+    relative = (y.double() / exponent.double().exp() - 1).abs()
+    assert (relative <= 1.5e-7 + 1.3e-7 * exponent.double().abs()).all()
+
+
+@pytest.mark.parametrize(('exponent', 'expected'), [(-200.0, 0.0), (-torch.inf, 0.0), (0.0, 1.0), (88.7, 3.3255e38)])
+def test_exponential_at_the_ends(exponent, expected):
+    with use_backend('native'):
+        y = selective_scan(torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1, 2), torch.tensor([[exponent]]),
+                           torch.ones(1, 1, 2), torch.ones(1, 1, 2))
+    assert y[0, 0, 1].item() == pytest.approx(expected, abs=2e-38, rel=1e-4)
+
+
+def test_softplus_is_accurate_from_tiny_to_large():
+    delta = torch.linspace(-80, 40, 2001).reshape(1, 2001, 1)
+    ones = torch.ones(1, 1, 1)
+    with use_backend('native'):
+        y = selective_scan(torch.ones_like(delta), delta, torch.zeros(2001, 1), ones, ones, delta_softplus=True)
+    # the argument of the exponential is rounded, which costs 2^-24 of it: most at -80
+    torch.testing.assert_close(y, torch.nn.functional.softplus(delta), atol=0, rtol=6e-6)
+
+
+@pytest.mark.parametrize(('change', 'reason'), [
+    ('absent', 'the native library is not built'), ('broken', 'does not load'),
+    ('old', 'has ABI 1, this package needs 99')])
+def test_missing_library_is_explained_and_replaced(change, reason, monkeypatch, tmp_path):
+    if change == 'old':
+        monkeypatch.setattr(_native, 'ABI', 99)
+    else:
+        monkeypatch.setattr(_native, 'LIBRARY', tmp_path / 'libvisionssm_native.so')
+        if change == 'broken':
+            _native.LIBRARY.write_bytes(b'no library')
+    _native._load.cache_clear()
+    try:
+        assert reason in _native.native_why_not('cpu')
+        inputs = scan_inputs(1, 3, 5, 2)
+        with use_backend('chunked'):
+            expected = selective_scan(**inputs)
+        assert torch.equal(selective_scan(**inputs), expected)
+    finally:
+        monkeypatch.undo()
+        _native._load.cache_clear()
+
+
+def test_library_reports_its_instruction_set():
+    assert _native.native_library().visionssm_isa().decode() in _native.INSTRUCTION_SETS
+
+
+def test_structure_is_as_large_as_the_header_says(repo_root):
+    header = (repo_root / 'kernels' / 'csrc' / 'selective_scan.h').read_text()
+    body = re.sub(r'/\*.*?\*/', '', header[header.index('typedef struct {') + 16:header.index('} scan_args;')])
+    names = re.findall(r'(\w+)(?:\[(\d)\])?(?=[,;])', body)
+    assert [name for name, _ in names] == [name for name, _ in ScanArgs._fields_]
+    assert ctypes.sizeof(ScanArgs) == 8 * sum(int(count or 1) for _, count in names)
