@@ -34,10 +34,10 @@ def test_initial_values_follow_the_official_code(redraw: bool):
     mixer = model.blocks[1].mixer
     steps = F.softplus(mixer.ssm_b.dt_bias)
     assert steps.min() > 0.9e-3 and steps.max() < 0.11
-    torch.testing.assert_close(mixer.ssm.A_log.exp(), torch.arange(1., 9.).expand(192, 8), rtol=1e-5, atol=0)
+    torch.testing.assert_close(mixer.ssm.A_log.exp(), torch.arange(1., 9.).expand(384, 8), rtol=1e-5, atol=0)
     assert (mixer.ssm.D == 1).all() and (model.norm.weight == 1).all()
     # kaiming_uniform(a = sqrt 5) is uniform within fan_in ** -0.5; divided by sqrt(depth).
-    assert mixer.out_proj.weight.abs().max().item() == pytest.approx(192 ** -0.5 / 2, rel=1e-2)
+    assert mixer.out_proj.weight.abs().max().item() == pytest.approx(384 ** -0.5 / 2, rel=1e-2)
     for parameter in (model.head.weight, model.pos_embed, model.cls_token):
         assert parameter.std().item() == pytest.approx(0.02, rel=0.2)
     fan_in = math.prod(model.patch_embed.proj.weight.shape[1:])

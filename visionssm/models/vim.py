@@ -897,5 +897,5 @@ def vim_tiny_rope(pretrained: bool = False, **kwargs: Any) -> Vim:
 @register_model
 def vim_pico(pretrained: bool = False, **kwargs: Any) -> Vim:
     """A weightless Vim for tests and demonstrations: 32 x 32 images, 49 overlapping patches, quick on a CPU."""
-    model_args = {'img_size': 32, 'patch_size': 8, 'stride': 4, 'embed_dim': 128, 'depth': 4, 'd_state': 8, 'expand': 1}
+    model_args = {'img_size': 32, 'patch_size': 6, 'stride': 4, 'embed_dim': 96, 'depth': 4, 'd_state': 8}
     return _create_vim('vim_pico', pretrained, **dict(model_args, **kwargs))
