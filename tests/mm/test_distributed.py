@@ -47,13 +47,13 @@ def test_two_processes_train_like_one(plain_config, train_toy, run_tool, tmp_pat
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses(tmp_path, 'one'), losses(tmp_path, 'two')
     assert len(one) == len(two) == 24
-    # observed: 2e-6; Adam amplifies rounding, so the bound is relative to the losses' scale
-    np.testing.assert_allclose(two, one, rtol=2e-4, atol=2e-5)
+    # observed 2e-7 for losses and 6e-5 for weights, whose rounding Adam's first steps amplify
+    np.testing.assert_allclose(two, one, rtol=2e-6)
     weights = [torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('one', 'two')]
     for part in ('state_dict', 'ema_state_dict'):
         assert weights[0][part].keys() == weights[1][part].keys()
         for key, value in weights[0][part].items():
-            torch.testing.assert_close(weights[1][part][key], value, rtol=1e-3, atol=1e-4, msg=key)
+            torch.testing.assert_close(weights[1][part][key], value, rtol=0, atol=6e-4, msg=key)
 
 
 @pytest.mark.slow
@@ -71,9 +71,9 @@ def test_a_sharded_checkpoint_resumes_sharded_and_whole(plain_config, train_toy,
     for part in ('state_dict', 'ema_state_dict'):
         assert all(torch.equal(value, again[part][key]) for key, value in whole[part].items())
         for key, value in whole[part].items():
-            torch.testing.assert_close(one[part][key], value, rtol=1e-3, atol=1e-4, msg=key)
-    # half-precision parameters in the blocks, checkpoints in float32 all the same
-    np.testing.assert_allclose(losses(tmp_path, 'mixed'), losses(tmp_path, 'whole'), rtol=0.1)
+            torch.testing.assert_close(one[part][key], value, rtol=0, atol=6e-4, msg=key)
+    # half-precision parameters in the blocks (observed 2e-3), checkpoints in float32 all the same
+    np.testing.assert_allclose(losses(tmp_path, 'mixed'), losses(tmp_path, 'whole'), rtol=0.02)
     mixed = torch.load(tmp_path / 'mixed' / 'epoch_3.pth', weights_only=True)['state_dict']
     assert all(value.dtype is torch.float32 for value in mixed.values())
 
