@@ -1,6 +1,7 @@
 """Creation and listing of models of all tasks by name."""
 
 import os
+import sys
 from typing import Any
 
 import timm
@@ -8,6 +9,7 @@ from timm.models import list_models as list_registered
 from timm.models import model_entrypoint
 from torch import nn
 
+from .checkpoints.load import check_fit, load_state_dict
 from .utils.suggest import did_you_mean
 
 __all__ = ['create_model', 'list_models']
@@ -47,7 +49,8 @@ def create_model(
     Args:
         name: Name of a model, with or without a weight tag, such as 'vim_tiny' or 'vim_tiny.in1k'.
         pretrained: Load the weights that belong to the name.
-        checkpoint_path: Load this file: safetensors or torch.save, in our names or the official ones.
+        checkpoint_path: Load this file, classifier included: safetensors or torch.save, in our names or the official
+            ones.
         **kwargs: Arguments of `timm.create_model` and of the model.
 
     Returns:
@@ -64,10 +67,20 @@ def create_model(
     if ':' not in name and not timm.is_model(architecture):
         candidates = [*list_models(), *list_registered()]
         raise ValueError(f'Unknown model {name!r}. {did_you_mean(architecture, candidates)}')
-    if checkpoint_path is not None and architecture in list_models(_CLASSIFICATION):
+    if checkpoint_path is None or architecture not in list_models(_CLASSIFICATION):
+        return timm.create_model(name, pretrained=pretrained, checkpoint_path=checkpoint_path, **kwargs)
+    if kwargs.get('features_only'):
+        # The whole model takes the weights before timm cuts off what the taps do not need.
         overlay = {**(kwargs.pop('pretrained_cfg_overlay', None) or {}), 'file': os.fspath(checkpoint_path)}
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
-    return timm.create_model(name, pretrained=pretrained, checkpoint_path=checkpoint_path, **kwargs)
+    state_dict = load_state_dict(checkpoint_path)
+    model = timm.create_model(name, **kwargs)
+    filter_fn = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    state_dict = filter_fn(state_dict, model) if filter_fn else state_dict
+    # timm would drop a classifier of another size without a word; who names a file means all of it.
+    check_fit(model, state_dict, f'The checkpoint {os.fspath(checkpoint_path)!r}')
+    model.load_state_dict(state_dict)
+    return model
 
 
 def _classifiers() -> list[str]:

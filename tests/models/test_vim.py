@@ -178,6 +178,34 @@ def test_pruned_model_keeps_its_taps_and_its_drop_path(make, image):
     torch.testing.assert_close(pruned.forward_intermediates(image, intermediates_only=True)[-1], expected)
 
 
+@pytest.mark.parametrize('prune_norm', [False, True])
+def test_pruned_model_trains_all_that_is_left(make, image, prune_norm: bool):
+    model = make().train()
+    taps = model.prune_intermediate_layers([0], prune_norm=prune_norm)
+    model.forward_intermediates(image, indices=taps, norm=not prune_norm, intermediates_only=True)[0].sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_pruned_model_takes_a_new_classifier(make, image):
+    model = make()
+    model.prune_intermediate_layers([1], prune_norm=True)
+    model.reset_classifier(7, 'avg')
+    assert model.forward_head(model.forward_features(image), pre_logits=True).shape[1] == model.head_hidden_size == 16
+    assert model(image).shape == (2, 7)
+
+
+def test_feature_extractor_trains_with_checkpointing(image):
+    grads = []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        extractor = timm.create_model('vim_pico', features_only=True, embed_dim=16).train()
+        extractor.model.set_grad_checkpointing(enable)
+        sum(m.square().mean() for m in extractor(image)).backward()
+        grads.append([p.grad for p in extractor.parameters()])
+    for plain, checkpointed in zip(*grads, strict=True):
+        torch.testing.assert_close(checkpointed, plain)
+
+
 def test_layers_are_grouped_for_layer_decay(make):
     model = make()
     groups = group_parameters(model, model.group_matcher(), reverse=True)

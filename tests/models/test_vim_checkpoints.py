@@ -85,6 +85,22 @@ def test_official_file_through_our_create_model(trained, official_file: Path):
     assert_same_output(loaded, trained)
 
 
+def test_our_create_model_keeps_the_classifier(tmp_path: Path):
+    trained = model(num_classes=7)
+    path = save_safetensors(trained.state_dict(), tmp_path / 'w.safetensors')
+    options = {'checkpoint_path': path, 'embed_dim': 16, 'depth': 2}
+    assert_same_output(visionssm.create_model('vim_pico', num_classes=7, **options).eval(), trained)
+    with pytest.raises(CheckpointError, match=r'head.weight is \(7, 16\), expected \(10, 16\)'):
+        visionssm.create_model('vim_pico', num_classes=10, **options)
+
+
+def test_our_create_model_loads_feature_extractors(trained, official_file: Path):
+    loaded = visionssm.create_model(
+        'vim_pico', checkpoint_path=official_file, embed_dim=16, depth=2, features_only=True, out_indices=[0])
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(loaded(x)[0], trained.forward_intermediates(x, intermediates_only=True)[0])
+
+
 def test_official_file_through_timm_s_checkpoint_path(trained, official, tmp_path: Path):
     torch.save({'model': official, 'args': argparse.Namespace(lr=1.)}, tmp_path / 'c.pth')
     assert_same_output(model(checkpoint_path=str(tmp_path / 'c.pth')), trained)
