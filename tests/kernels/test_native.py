@@ -82,7 +82,7 @@ def test_exponential_is_accurate_over_its_range(isa, monkeypatch):
     assert (relative <= 1.5e-7 + 1.3e-7 * exponent.double().abs()).all()
 
 
-@pytest.mark.parametrize(('exponent', 'expected'), [(-200.0, 0.0), (-torch.inf, 0.0), (0.0, 1.0), (88.7, 3.3255e38)])
+@pytest.mark.parametrize(('exponent', 'expected'), [(-200.0, 0.0), (-torch.inf, 0.0), (0.0, 1.0), (88.7, 3.32597e38)])
 def test_exponential_at_the_ends(exponent, expected):
     with use_backend('native'):
         y = selective_scan(torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1, 2), torch.tensor([[exponent]]),

@@ -270,7 +270,7 @@ def test_empty_batch_gives_empty_results_and_zero_parameter_gradients():
     ({'z': torch.zeros(2, 4, 9).double()}, TypeError, 'z is float64, but u is float32; float64 cannot be mixed'),
     ({'B': torch.zeros(2, 3, 9, dtype=torch.int64)}, TypeError, r'B must be floating point .* got int64'),
     ({'C': torch.zeros(2, 3, 9, device='meta')}, ValueError, 'C is on meta, but u is on cpu'),
-    ({name: torch.zeros(2, 3 if name in 'BC' else 4, 0) for name in ('u', 'delta', 'B', 'C', 'z')}, ValueError, 'L is 0'),
+    ({n: torch.zeros(2, 3 if n in 'BC' else 4, 0) for n in ('u', 'delta', 'B', 'C', 'z')}, ValueError, 'L is 0'),
 ], ids=['u', 'delta', 'A', 'groups', 'C', 'D', 'float64', 'integer', 'device', 'L0'])
 def test_bad_arguments_are_named(change, error, message):
     with pytest.raises(error, match=message):

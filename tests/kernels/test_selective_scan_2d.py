@@ -29,7 +29,8 @@ def make_inputs(batch, dim, height, width, state, routes=K, groups=None, own_map
     matrix = (batch, routes, state, height, width) if groups is None else (batch, routes, groups, state, height, width)
     return {'u': make(batch, *([routes] if own_maps else []), dim, height, width),
             'delta': make(batch, routes, dim, height, width) / 2,
-            'A': -4 * torch.rand(routes * dim, state, dtype=dtype), 'B': make(*matrix), 'C': make(*matrix), 'D': make(routes * dim), 'delta_bias': make(routes * dim)}
+            'A': -4 * torch.rand(routes * dim, state, dtype=dtype), 'B': make(*matrix), 'C': make(*matrix),
+            'D': make(routes * dim), 'delta_bias': make(routes * dim)}
 
 
 def definition(table, merge, **inputs):

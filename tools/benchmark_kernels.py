@@ -1,0 +1,195 @@
+"""Times the selective scan against its plain definition: paired runs in alternation, refused where results differ.
+
+    python tools/benchmark_kernels.py --threads 2 --json kernels.json --markdown kernels.md
+
+The plain definition is what most packages fall back to on a CPU: exp(delta A) and delta B u as (B, D, L, N) tensors, a
+Python loop over L, and the backward pass of autograd.
+"""
+import argparse
+import datetime
+import functools
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+try:
+    from visionssm_kernels import use_backend
+    from visionssm_kernels._dispatch import BACKENDS
+    from visionssm_kernels._native import native_why_not
+    from visionssm_kernels._testing import relative_rms, scan_inputs
+    from visionssm_kernels.selective_scan import selective_scan
+except ImportError as error:
+    sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
+
+_logger = logging.getLogger('visionssm')
+SHAPES = ((1, 384, 197, 16), (1, 768, 1024, 16), (4, 384, 197, 16), (2, 96, 3136, 1))
+BOUNDS = {'forward': 1e-4, 'forward+backward': 5e-4}
+Inputs = dict[str, torch.Tensor]
+
+
+def plain_definition(
+        u: torch.Tensor,
+        delta: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor,
+        delta_bias: torch.Tensor,
+) -> torch.Tensor:
+    """The definition with whole (B, D, L, N) tensors and a loop over L."""
+    delta = torch.nn.functional.softplus(delta + delta_bias[:, None])
+    decay = torch.exp(torch.einsum('bdl,dn->bdln', delta, A))
+    drive = torch.einsum('bdl,bnl,bdl->bdln', delta, B, u)
+    state = A.new_zeros(u.shape[0], *A.shape)
+    ys = []
+    for l in range(u.shape[-1]):
+        state = decay[:, :, l] * state + drive[:, :, l]
+        ys.append(torch.einsum('bdn,bn->bd', state, C[:, :, l]))
+    return torch.stack(ys, dim=2) + u * D[:, None]
+
+
+def contestant(name: str) -> Callable[..., torch.Tensor]:
+    """Returns the function of a contestant: 'plain', or a backend of ours."""
+    def ours(**inputs: torch.Tensor) -> torch.Tensor:
+        with use_backend(name):
+            return selective_scan(**inputs, delta_softplus=True)
+
+    return plain_definition if name == 'plain' else ours
+
+
+def forward(function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
+    """Runs the forward pass alone."""
+    with torch.no_grad():
+        return [function(**inputs)]
+
+
+def forward_backward(function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
+    """Runs both passes and returns the output and every gradient."""
+    leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+    out = function(**leaves)
+    return [out.detach(), *torch.autograd.grad(out.square().sum(), list(leaves.values()))]
+
+
+PASSES = {'forward': forward, 'forward+backward': forward_backward}
+
+
+def make_inputs(shape: tuple[int, ...], device: torch.device) -> Inputs:
+    """Makes the inputs of one case, with the decay rates -1, ..., -N that models start from."""
+    inputs = scan_inputs(*shape, device=device)
+    del inputs['z']
+    rates = -torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=device)
+    return inputs | {'A': rates.expand(shape[1], -1).contiguous()}
+
+
+def timed(run: Callable[[], list[torch.Tensor]], device: torch.device) -> float:
+    """Returns the milliseconds of one run."""
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type != 'cpu':
+        torch.accelerator.synchronize()
+    return 1e3 * (time.perf_counter() - start)
+
+
+def measure(
+        shape: tuple[int, ...],
+        stage: str,
+        names: list[str],
+        rounds: int,
+        device: torch.device,
+) -> list[dict]:
+    """Times all contestants on one case.
+
+    Every round runs each contestant once, ours several times, one after the other, so that what else the machine does
+    falls on all alike; the ratio is the median of the ratios within a round.
+    """
+    inputs = make_inputs(shape, device)
+    runs = {name: functools.partial(PASSES[stage], contestant(name), inputs) for name in names}
+    reference = PASSES[stage](contestant('reference'), {name: x.double() for name, x in inputs.items()})
+    times: dict[str, list[float]] = {}
+    errors = {}
+    for name, run in runs.items():
+        errors[name] = max(relative_rms(a, b) for a, b in zip(run(), reference))
+        if errors[name] <= BOUNDS[stage]:
+            times[name] = []
+        else:
+            _logger.error('%s %s %s: relative RMS %.2g: not timed', name, stage, shape, errors[name])
+    for _ in range(rounds):
+        for name in times:
+            repeats = 1 if name == 'plain' else 5
+            times[name].append(statistics.median(timed(runs[name], device) for _ in range(repeats)))
+    rows = []
+    for name, samples in times.items():
+        ratios = [plain / own for plain, own in zip(times.get('plain', []), samples)]
+        rows.append({'shape': shape, 'pass': stage, 'backend': name, 'ms': statistics.median(samples),
+                     'ratio': statistics.median(ratios) if ratios else None, 'error': errors[name],
+                     'samples': samples})
+    return rows
+
+
+def environment(device: torch.device, threads: int) -> dict:
+    """Describes what the numbers depend on."""
+    if device.type == 'cpu':
+        described = Path('/proc/cpuinfo').read_text() if sys.platform == 'linux' else ''
+        name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
+    else:
+        name = torch.get_device_module(device).get_device_name(device)
+    return {'date': datetime.date.today().isoformat(), 'device': f'{device.type} {name}'.strip(),
+            'threads': threads, 'python': platform.python_version(), 'torch': torch.__version__,
+            'load average': round(os.getloadavg()[0], 1),
+            'peak memory MB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def markdown(rows: list[dict], about: dict) -> str:
+    """Returns the table."""
+    lines = [', '.join(f'{key} {value}' for key, value in about.items()), '',
+             '| (B, D, L, N) | pass | backend | ms | times the plain definition | relative RMS against float64 |',
+             '|---|---|---|---:|---:|---:|']
+    for row in rows:
+        ratio = '-' if row['ratio'] is None else f'{row["ratio"]:.1f}'
+        lines.append(f'| {tuple(row["shape"])} | {row["pass"]} | {row["backend"]} | {row["ms"]:.2f} | {ratio} | '
+                     f'{row["error"]:.1e} |')
+    return '\n'.join(lines) + '\n'
+
+
+def main() -> None:
+    """Parses the arguments, measures and writes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--backends', nargs='+', default=None, choices=[*BACKENDS, 'plain'],
+                        help='contestants; default: plain, reference, chunked, and native where it is built')
+    parser.add_argument('--shape', nargs=4, type=int, action='append', metavar=('B', 'D', 'L', 'N'), help='may repeat')
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
+    parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
+    parser.add_argument('--forward-only', action='store_true')
+    parser.add_argument('--json', help='file for the rows with all samples')
+    parser.add_argument('--markdown', help='file for the table')
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    names = args.backends or ['plain', 'reference', 'chunked', *([] if native_why_not('cpu') else ['native'])]
+    rows = []
+    for shape in args.shape or SHAPES:
+        for stage in list(PASSES)[:1 if args.forward_only else 2]:
+            rows += measure(tuple(shape), stage, names, args.rounds, args.device)
+    about = environment(args.device, args.threads)
+    table = markdown(rows, about)
+    print(table)
+    for path, text in ((args.json, json.dumps({'environment': about, 'rows': rows}, indent=1)), (args.markdown, table)):
+        if path:
+            Path(path).write_text(text)
+
+
+if __name__ == '__main__':
+    main()
