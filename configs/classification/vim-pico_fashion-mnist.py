@@ -1,7 +1,7 @@
 # The demo: a small Vim on 6,000 pictures of clothes that ship with the package, minutes on two cores.
 _base_ = ['../_base_/datasets/fashion_mnist.py', '../_base_/default_runtime.py']
 
-max_epochs = 11
+max_epochs = 14
 warmup_epochs = 1
 
 model = dict(
