@@ -1,9 +1,13 @@
 """Accuracy against torchmetrics, per class, and across processes."""
 import json
+import os
+import socket
 
 import pytest
 import torch
+import torch.distributed as dist
 
+from visionssm.openmmlab.data import SeededSampler
 from visionssm.openmmlab.metrics import Accuracy, rank_of_label, summarise
 
 torchmetrics = pytest.importorskip('torchmetrics', reason='needs the extra [dev]')
@@ -89,3 +93,24 @@ def test_impossible_k_is_refused(topk):
 def test_an_empty_test_set_is_an_error():
     with pytest.raises(ValueError, match='empty'):
         summarise([], (1,), ())
+
+
+def evaluate_share(rank, folder, samples, port):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), RANK=str(rank), WORLD_SIZE='2')
+    dist.init_process_group('gloo', rank=rank, world_size=2)
+    metric = Accuracy()
+    mine = [samples[key.index] for key in SeededSampler(samples, seed=0, shuffle=False)]
+    values = evaluate(metric, mine, size=len(samples))
+    (folder / f'{rank}.json').write_text(json.dumps([values, metric.summary.get('confusion')]))
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(predictions, tmp_path):
+    alone = Accuracy()
+    expected = evaluate(alone, predictions)
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.start_processes(evaluate_share, (tmp_path, predictions, port), nprocs=2, start_method='fork')
+    first, second = (json.loads((tmp_path / f'{rank}.json').read_text()) for rank in range(2))
+    assert first == [expected, alone.summary['confusion']] and second == [expected, None]

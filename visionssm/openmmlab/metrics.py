@@ -53,9 +53,9 @@ def summarise(
     counts = confusion.sum(axis=1)
     hits = {k: np.bincount(labels[ranks < k], minlength=number) for k in topk}
     table = [{'class': name, 'count': int(counts[i]),
-              **{f'top{k}': round(100 * hits[k][i] / counts[i], 4) if counts[i] else None for k in topk}}
+              **{f'top{k}': round(100 * float(hits[k][i] / counts[i]), 4) if counts[i] else None for k in topk}}
              for i, name in enumerate(names)]
-    return {'count': len(labels), **{f'top{k}': round(100 * hits[k].sum() / len(labels), 4) for k in topk},
+    return {'count': len(labels), **{f'top{k}': round(100 * float(hits[k].sum() / len(labels)), 4) for k in topk},
             'classes': table, 'confusion': confusion.tolist()}
 
 

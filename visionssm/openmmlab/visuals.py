@@ -201,7 +201,7 @@ def save_predictions(samples: Sequence[dict[str, Any]], classes: Sequence[str], 
     columns = min(len(samples), 6)
     rows = math.ceil(len(samples) / columns)
     figure = _figure(2.1 * columns, 2.55 * rows, layout='constrained')
-    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    grid: list[Any] = list(figure.subplots(rows, columns, squeeze=False).flat)
     for place in grid:
         place.set_axis_off()
     for axes, sample in zip(grid, samples, strict=False):
