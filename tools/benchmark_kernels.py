@@ -135,6 +135,7 @@ def measure(
         rows.append({'shape': shape, 'pass': stage, 'backend': name, 'ms': statistics.median(samples),
                      'ratio': statistics.median(ratios) if ratios else None, 'error': errors[name],
                      'samples': samples})
+        _logger.info('%s %s %s: %.2f ms', shape, stage, name, rows[-1]['ms'])
     return rows
 
 
@@ -172,16 +173,17 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
-    parser.add_argument('--forward-only', action='store_true')
+    parser.add_argument('--passes', nargs='+', default=list(PASSES), choices=list(PASSES))
     parser.add_argument('--json', help='file for the rows with all samples')
     parser.add_argument('--markdown', help='file for the table')
     args = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format='%(message)s')
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     names = args.backends or ['plain', 'reference', 'chunked', *([] if native_why_not('cpu') else ['native'])]
     rows = []
     for shape in args.shape or SHAPES:
-        for stage in list(PASSES)[:1 if args.forward_only else 2]:
+        for stage in args.passes:
             rows += measure(tuple(shape), stage, names, args.rounds, args.device)
     about = environment(args.device, args.threads)
     table = markdown(rows, about)
