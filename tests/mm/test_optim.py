@@ -35,6 +35,13 @@ def test_custom_keys_scale_rate_and_decay():
     assert by_parameter(wrapper.optimizer.param_groups)[id(model.model.head.weight)] == pytest.approx((1e-2, 0.025))
 
 
+def test_forced_patterns_decay_although_the_model_exempts_them():
+    model, wrapper = build(paramwise=dict(force_decay=['pos_embed']))
+    groups = by_parameter(wrapper.optimizer.param_groups)
+    assert groups[id(model.model.pos_embed)][1] == 0.05
+    assert groups[id(model.model.cls_token)][1] == 0.0
+
+
 def test_frozen_parameters_are_left_out():
     model = ImageClassifier(dict(name='test_vit', img_size=32, num_classes=5))
     model.model.patch_embed.requires_grad_(False)

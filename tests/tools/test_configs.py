@@ -4,12 +4,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DefaultScope
 from PIL import Image
 
 from visionssm.openmmlab.check import ConfigError, check_config
 from visionssm.openmmlab.data import build_transform
-from visionssm.registry import HOOKS, METRICS, MODELS, OPTIM_WRAPPER_CONSTRUCTORS, PARAM_SCHEDULERS
+from visionssm.registry import HOOKS, METRICS, MODELS, PARAM_SCHEDULERS
 from visionssm.utils import paths
 from visionssm.utils.paths import config_root, find_config
 
@@ -66,8 +67,8 @@ def test_the_optimizer_the_schedule_and_the_rest_build(name):
     cfg = read(name)
     cfg.model.model.update(SMALL, device='meta')
     model = MODELS.build(cfg.model)
-    build = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.optim_wrapper.pop('constructor'))
-    wrapper = build(dict(cfg.optim_wrapper))(model)
+    cfg.optim_wrapper.constructor = f'visionssm.{cfg.optim_wrapper.constructor}'
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     optimized = {id(p) for group in wrapper.param_groups for p in group['params']}
     assert {id(p) for p in model.parameters()} <= optimized
     for scheduler in cfg.param_scheduler:

@@ -14,7 +14,7 @@ from ..utils.suggest import did_you_mean
 
 _logger = logging.getLogger('visionssm')
 
-PARAMWISE_KEYS = ('layer_decay', 'no_weight_decay', 'min_lr_scale', 'decay_1d', 'custom_keys')
+PARAMWISE_KEYS = ('layer_decay', 'no_weight_decay', 'force_decay', 'min_lr_scale', 'decay_1d', 'custom_keys')
 
 
 def layer_ids(model: nn.Module) -> dict[str, int]:
@@ -63,6 +63,7 @@ class LayerDecayOptimConstructor:
     Args:
         optim_wrapper_cfg: ``optimizer`` (its ``type`` of PyTorch or timm) and arguments of the wrapper.
         paramwise_cfg: ``layer_decay`` (1.0), ``min_lr_scale`` (0.0), ``no_weight_decay`` (further name patterns),
+            ``force_decay`` (name patterns that have weight decay although the model exempts them),
             ``decay_1d`` (False), ``custom_keys`` (name pattern -> dict(lr_mult=, decay_mult=)).
     """
 
@@ -119,6 +120,7 @@ class LayerDecayOptimConstructor:
         depth = max(layers.values())
         exempt = [*(net.no_weight_decay() if hasattr(net, 'no_weight_decay') else ()),
                   *self.paramwise.get('no_weight_decay', ())]
+        forced = self.paramwise.get('force_decay', ())
 
         groups: dict[tuple, dict] = {}
         for name, param in model.named_parameters():
@@ -127,7 +129,9 @@ class LayerDecayOptimConstructor:
             name = name.removeprefix(prefix)
             scale = max(floor, decay ** (depth - layers.get(name, depth)))
             flat = param.ndim <= 1 and not self.paramwise.get('decay_1d', False)
-            own_decay = 0.0 if flat or any(fnmatchcase(name, pattern) for pattern in exempt) else weight_decay
+            free = flat or any(fnmatchcase(name, pattern) for pattern in exempt)
+            free = free and not any(fnmatchcase(name, pattern) for pattern in forced)
+            own_decay = 0.0 if free else weight_decay
             for pattern, mult in custom.items():
                 if fnmatchcase(name, pattern):
                     scale, own_decay = scale * mult.get('lr_mult', 1.0), own_decay * mult.get('decay_mult', 1.0)
