@@ -467,30 +467,29 @@ static int NAME(run)(const scan_args *a, int backward) {
     const int64_t parallel_routes = (backward ? a->shared_u : a->merge) ? 1 : a->routes;
     const int64_t tasks = a->batch * parallel_routes * a->groups * a->slabs;
     const size_t size = NAME(layout)(a, NULL, NULL);
-    int failed = 0;
+    int64_t next = 0;
+    /* a shared counter instead of `omp for`: no barrier but the last, and a thread without memory just takes no task */
 #pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
     {
-        NAME(scratch) s;
         char *memory = malloc(size + 64);
         if (memory) {
+            NAME(scratch) s;
             NAME(layout)(a, &s, (char *)(((uintptr_t)memory + 63) / 64 * 64));
-        } else {
-#pragma omp atomic write
-            failed = 1;
-        }
-#pragma omp barrier
-        if (!failed) {
-            unsigned mode = flush_denormals();
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < tasks; task++) {
+            const unsigned mode = flush_denormals();
+            for (;;) {
+                int64_t task;
+#pragma omp atomic capture
+                task = next++;
+                if (task >= tasks) break;
                 const int64_t slab = task % a->slabs, g = task / a->slabs % a->groups, bk = task / a->slabs / a->groups;
-                NAME(task)(a, &s, backward, bk / parallel_routes, parallel_routes == a->routes ? bk % parallel_routes : -1, g, slab);
+                const int64_t k = parallel_routes == a->routes ? bk % parallel_routes : -1;
+                NAME(task)(a, &s, backward, bk / parallel_routes, k, g, slab);
             }
             restore_denormals(mode);
         }
         free(memory);
     }
-    return failed;
+    return next < tasks;
 }
 
 #undef EXP
