@@ -179,7 +179,8 @@ class BiMamba(nn.Module):
         Returns:
             (B, L, C).
         """
-        x, z = self.in_proj(x).transpose(1, 2).chunk(2, dim=1)  # (B, L, 2 D) -> twice (B, D, L)
+        # One copy to channel-first here saves a strided read in each operator below.
+        x, z = self.in_proj(x).transpose(1, 2).contiguous().chunk(2, dim=1)  # (B, L, 2 D) -> twice (B, D, L)
         if self.shared:
             y = self.ssm(x, self.ssm_b.A_log)
         elif self.two_sided:
