@@ -1,9 +1,16 @@
 """The classifier around timm's models: modes, losses, mixing, normalisation, and its errors."""
+import random
+
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from visionssm.openmmlab.classifier import ClsDataPreprocessor, ImageClassifier
+from visionssm.openmmlab.data import collate_images
+from visionssm.openmmlab.transforms import TimmTransform
 
 NET = dict(name='test_vit', img_size=32, num_classes=5)
 SOFT = dict(type='SoftTargetCrossEntropy')
@@ -37,11 +44,25 @@ def test_inputs_are_normalised_with_the_models_statistics():
     torch.testing.assert_close(classifier.data_preprocessor(data)['inputs'], expected)
 
 
-def test_bytes_and_floats_of_the_same_scale_are_normalised_alike():
+def test_bytes_and_floats_in_0_to_1_are_normalised_alike():
     prepare = ClsDataPreprocessor(mean=[0.5] * 3, std=[0.2] * 3)
     data = batch()
-    floats = {**data, 'inputs': data['inputs'].float()}
+    floats = {**data, 'inputs': data['inputs'].float() / 255}
     assert torch.equal(prepare(data)['inputs'], prepare(floats)['inputs'])
+
+
+def test_random_erasing_leaves_the_other_pixels_as_they_are_without_it():
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    prepare = ClsDataPreprocessor(mean=IMAGENET_DEFAULT_MEAN, std=IMAGENET_DEFAULT_STD)
+    images = []
+    for probability in (0.0, 1.0):
+        transform = TimmTransform(32, is_training=True, re_prob=probability)
+        random.seed(0)
+        torch.manual_seed(0)
+        sample = dict(inputs=transform(photo), label=0, path='', index=0)
+        images.append(prepare(collate_images([sample]))['inputs'])
+    same = torch.isclose(*images, atol=1e-5).all(dim=1).float().mean()
+    assert 0.5 < same < 1
 
 
 @pytest.mark.parametrize(('loss', 'mixup'), [

@@ -88,7 +88,7 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         """Prepare one batch.
 
         Args:
-            data: ``inputs`` (B, C, H, W) on the scale 0..255, uint8 or float; ``labels`` (B,), and anything else,
+            data: ``inputs`` (B, C, H, W), integers in 0..255 or floats in 0..1; ``labels`` (B,), and anything else,
                 which is passed on.
             training: Whether Mixup and CutMix apply.
 
@@ -97,7 +97,8 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
             mixed.
         """
         data = self.cast_data(data)
-        inputs = data['inputs'].float() / 255
+        # random erasing and albumentations' ToFloat hand out floats, which are in 0..1 already
+        inputs = data['inputs'].float() / (1 if data['inputs'].is_floating_point() else 255)
         if self.mean is not None:
             if inputs.shape[1] != len(self.mean):
                 raise ValueError(f'the images have {inputs.shape[1]} channels and data_preprocessor.mean has '
