@@ -138,3 +138,8 @@ def test_layer_depth_grows_from_the_input_to_the_head():
         'patch_embed.proj.weight', 'blocks.0.mlp.fc1.weight', 'blocks.3.mlp.fc1.weight', 'head.weight')]
     assert depths == sorted(set(depths))
     assert depths[-1] == classifier.get_layer_depth('model.head.weight')[1] - 1
+
+
+def test_an_argument_of_a_wrong_type_is_one_error_that_names_the_model():
+    with pytest.raises(ValueError, match="Model 'test_vit' cannot be built with.*'ten'"):
+        ImageClassifier(dict(name='test_vit', num_classes='ten'))

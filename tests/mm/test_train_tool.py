@@ -1,9 +1,13 @@
 """tools/train.py end to end, its options, and what it says about a config that is wrong."""
+import logging
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 
 from visionssm.openmmlab.check import ConfigError, check_config
 from visionssm.openmmlab.cli import parse_train, train_config
+from visionssm.openmmlab.runner import VisionRunner
 
 ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
 
@@ -87,6 +91,7 @@ def test_scaling_the_rate_needs_the_batch_it_is_meant_for(on_disk):
     ('train_dataloader.sampler.shufle=x', 'shufle', 'shuffle'),
     ('train_cfg.max_epoch=3', 'max_epoch', 'max_epochs'),
     ('optim_wrapper.clip_gard.max_norm=1', 'clip_gard', 'clip_grad'),
+    ('optim_wrapper.clip_grad.max_nrom=1', 'max_nrom', 'max_norm'),
     ('optim_wrapper.optimizer.weight_decey=1', 'weight_decey', 'weight_decay'),
     ('optim_wrapper.optimizer.type=AdamW2', 'AdamW2', 'AdamW'),
     ('default_hooks.chekpoint.interval=1', 'chekpoint', 'checkpoint'),
@@ -99,6 +104,11 @@ def test_scaling_the_rate_needs_the_batch_it_is_meant_for(on_disk):
 def test_a_misspelt_key_is_named_with_the_nearest_one(on_disk, option, wrong, right):
     with pytest.raises(ValueError, match=f"'{wrong}'.*'{right}'"):
         options(on_disk(), '--cfg-options', option)
+
+
+def test_a_learning_rate_that_is_no_number_is_refused(on_disk):
+    with pytest.raises(ConfigError, match="optimizer.lr must be a number, got 'fast'"):
+        options(on_disk(), '--cfg-options', 'optim_wrapper.optimizer.lr=fast')
 
 
 def test_variables_of_a_config_are_no_mistake(toy_config):
@@ -135,3 +145,25 @@ def test_a_progress_bar_shows_on_a_terminal_only(train_toy, monkeypatch, capsys)
     bar = capsys.readouterr().err
     assert '8/8' in bar
     assert 'epoch' in bar or 'step/s' in bar
+
+
+def test_every_warning_reaches_the_log_with_its_own_values(toy_config, tmp_path):
+    runner = VisionRunner.from_cfg(toy_config())
+    for name in ('first.jpg', 'second.jpg', 'second.jpg'):
+        logging.getLogger('visionssm').warning('unreadable: %s', name)
+    text = next(Path(runner.log_dir).glob('*.log')).read_text()
+    assert [text.count(f'unreadable: {name}') for name in ('first.jpg', 'second.jpg')] == [1, 1]
+
+
+def test_data_with_more_classes_than_the_model_is_refused_before_the_first_step(toy_config, train_toy):
+    cfg = toy_config()
+    cfg.model.model.num_classes = 3
+    with pytest.raises(ValueError, match=r'has 4 classes \(quadrant 0.* and the model 3; set .*num_classes=4'):
+        train_toy(cfg)
+
+
+def test_splits_whose_labels_mean_different_classes_are_refused(toy_config, train_toy):
+    cfg = toy_config()
+    cfg.val_dataloader.dataset = dict(type='FashionMNIST', split='test', source='embedded')
+    with pytest.raises(ValueError, match="label 0 is 'T-shirt/top' in the validation data and 'quadrant 0' in the"):
+        train_toy(cfg)

@@ -7,6 +7,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import IterBasedTrainLoop, TestLoop, ValLoop
 from mmengine.runner import Runner as _Runner
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
 from .. import registry
@@ -20,7 +21,7 @@ from ..registry import (
     PARAM_SCHEDULERS,
     VISUALIZERS,
 )
-from ..utils.suggest import did_you_mean
+from ..utils.suggest import did_you_mean, nearest
 from .optim import optimizer_class
 from .runner import OWN_HOOKS, ResumableEpochLoop
 
@@ -118,8 +119,10 @@ def _compare(where: str, given: Iterable[str], known: set[str], closed: bool = T
     for key in given:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
         if key not in known and (closed or near):
-            raise ConfigError(f'{where} has no key {key!r}. {did_you_mean(key, known)} '
-                              f'It takes {", ".join(sorted(known))}.')
+            # an argument that the caller fills in is nothing to write into a config
+            listed = sorted(known - {'params', 'parameters'})
+            hint = f'Did you mean {" or ".join(map(repr, nearest(key, listed)))}? ' if nearest(key, listed) else ''
+            raise ConfigError(f'{where} has no key {key!r}. {hint}It takes {", ".join(listed)}.')
 
 
 def _check_optimizer(section: Mapping) -> None:
@@ -131,6 +134,13 @@ def _check_optimizer(section: Mapping) -> None:
     if isinstance(optimizer, Mapping) and 'type' in optimizer:
         names, closed = accepted_arguments(optimizer_class(optimizer['type']))
         _compare('optim_wrapper.optimizer', optimizer, names | {'type'}, closed)
+        for key in ('lr', 'weight_decay'):
+            if not isinstance(optimizer.get(key, 0.0), int | float):
+                raise ConfigError(f'optim_wrapper.optimizer.{key} must be a number, got {optimizer[key]!r}')
+    clip = section.get('clip_grad')
+    if isinstance(clip, Mapping):
+        clipper = clip_grad_value_ if clip.get('type') == 'value' else clip_grad_norm_
+        _compare('optim_wrapper.clip_grad', clip, accepted_arguments(clipper)[0] | {'type'})
 
 
 def _check_nested(where: str, value: Any) -> None:

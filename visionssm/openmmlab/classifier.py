@@ -42,7 +42,7 @@ def create_timm_model(name: str, **kwargs: Any) -> nn.Module:
     except TypeError as error:
         wrong = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
         if wrong is None or wrong[2] not in kwargs:
-            raise
+            raise ValueError(f'Model {name!r} cannot be built with {kwargs}: {error}') from error
         plain = {key: value for key, value in kwargs.items() if key in ('in_chans', 'num_classes')}
         model = timm.create_model(name, device='meta', **plain)
         known = [key for key in inspect.signature(type(model).__init__).parameters if key not in ('self', 'kwargs')]

@@ -128,7 +128,8 @@ class NaNGuardHook(Hook):
             if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss).all()):
                 origin = self._find_module(runner)
                 raise NonFiniteError(f'{name} is {loss.mean().item()} at step {runner.iter + 1} (epoch '
-                                     f'{runner.epoch + 1}); {origin}. The weights still are those of the step before.')
+                                     f'{runner.epoch + 1}); {origin}. The weights still are those of the step before; '
+                                     'lower the learning rate or clip gradients.')
 
     def _check_gradients(self, runner: Runner) -> None:
         named = [(name, p.grad) for name, p in runner.bare_model.named_parameters() if p.grad is not None]

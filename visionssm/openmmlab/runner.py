@@ -32,6 +32,11 @@ NOISE = ('"FileClient" will be', '"HardDiskBackend" is', 'Distributed training i
 OWN_HOOKS = {'step_seed': 'StepSeedHook', 'nan_guard': 'NaNGuardHook', 'progress': 'ProgressBarHook'}
 
 
+def _fill_in(record: logging.LogRecord) -> bool:
+    record.msg, record.args = record.getMessage(), None
+    return True
+
+
 @LOOPS.register_module()
 class ResumableEpochLoop(EpochBasedTrainLoop):
     """MMEngine's epoch loop, which after a resume in mid-epoch continues with the next unseen batch."""
@@ -119,6 +124,8 @@ class VisionRunner(_Runner):
         package = logging.getLogger('visionssm')
         package.handlers[:] = logger.handlers
         package.setLevel(logger.level)
+        # MMEngine shows a warning once and compares texts before their values are filled in
+        package.addFilter(_fill_in)
         return logger
 
     def _log_env(self, env_cfg: dict) -> None:
@@ -213,10 +220,28 @@ class VisionRunner(_Runner):
         if not dist.is_sharded(self.model):
             super()._init_model_weights()
 
+    def _check_classes(self) -> None:
+        """Refuse data with more classes than the model, and splits whose labels mean different classes."""
+        train, val = (tuple((getattr(loop.dataloader.dataset, 'metainfo', None) or {}).get('classes') or ())
+                      if loop is not None else () for loop in (self._train_loop, self._val_loop))
+        number = getattr(self.bare_model, 'num_classes', None)
+        if isinstance(number, int) and len(train) > number:
+            raise ValueError(f'the training data has {len(train)} classes ({", ".join(train[:5])}'
+                             f'{" ..." if len(train) > 5 else ""}) and the model {number}; set '
+                             f'model.model.num_classes={len(train)}')
+        if train and val and train[:len(val)] != val:
+            place = next(i for i, name in enumerate(val) if train[i:i + 1] != (name,))
+            raise ValueError(f'label {place} is {val[place]!r} in the validation data and '
+                             f'{train[place] if place < len(train) else "missing"!r} in the training data, which have '
+                             f'{len(val)} and {len(train)} classes; give both datasets the same folders, or one class '
+                             "order by class_map=['first class', 'second class', ...]")
+
     def load_or_resume(self) -> None:
         """Load or resume once, as the config says."""
         if self._has_loaded:
             return
+        if self._trains:
+            self._check_classes()
         if self._resume and self._load_from is None:
             newest = find_resumable(self.work_dir)
             if newest is None:
