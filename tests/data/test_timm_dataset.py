@@ -2,7 +2,10 @@
 import logging
 import tarfile
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from timm.data import ImageNetInfo
 from torch.utils.data import DataLoader
 
@@ -43,6 +46,15 @@ def test_torchvisions_datasets_by_name(make_tree):
 
 def test_grey_images_on_request(make_tree):
     assert TimmDataset(str(make_tree()[0]), mode='L', transform=LIGHT)[0]['inputs'].shape == (1, 30, 40)
+
+
+def test_greys_of_sixteen_bits_keep_their_shades(make_tree):
+    root, files = make_tree()
+    shades = np.linspace(0, 65535, 200).astype(np.uint16).reshape(10, 20)
+    files[0].unlink()
+    Image.fromarray(shades).save(files[0].with_suffix('.png'))
+    inputs = TimmDataset(str(root), transform=LIGHT)[0]['inputs']
+    assert torch.equal(inputs, torch.from_numpy((shades >> 8).astype(np.uint8)).expand(3, 10, 20))
 
 
 def test_imagenet_labels_are_official_even_when_classes_are_missing(make_tree):

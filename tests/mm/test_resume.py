@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from visionssm.checkpoints import CheckpointError, save_safetensors
+
 MIXUP = dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1)
 
 
@@ -138,3 +140,13 @@ def test_no_unfinished_file_survives_the_next_start(train_toy, toy_config, tmp_p
     train_toy(toy_config('run', train_cfg=dict(by_epoch=True, max_epochs=1)))
     assert not left.exists()
     assert not list(Path(tmp_path / 'run').glob('*.tmp'))
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('absent.pth', "There is no checkpoint file '.*absent.pth'"),
+    ('model.safetensors', 'model.safetensors holds weights only and cannot be resumed; .*load_from=')])
+def test_what_cannot_be_resumed_is_called_by_its_name(toy_config, train_toy, tmp_path, name, message):
+    if name.endswith('.safetensors'):
+        save_safetensors({'weight': torch.zeros(2)}, tmp_path / name)
+    with pytest.raises((CheckpointError, FileNotFoundError), match=message):
+        train_toy(toy_config(resume=True, load_from=str(tmp_path / name)))

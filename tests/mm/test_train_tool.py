@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from visionssm.openmmlab.check import ConfigError, check_config
-from visionssm.openmmlab.cli import parse_train, train_config
+from visionssm.openmmlab.cli import parse_train, train, train_config
 from visionssm.openmmlab.runner import VisionRunner
 
 ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
@@ -122,6 +122,15 @@ def test_a_wrong_config_gives_one_line_and_no_traceback(toy_config, run_tool):
     lines = [line for line in done.stderr.splitlines() if "Unknown model 'tset_vit'" in line]
     assert len(lines) == 1
     assert "'test_vit'" in lines[0]
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(on_disk, monkeypatch, capsys):
+    def interrupt(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(VisionRunner, 'train', interrupt)
+    assert train([on_disk()]) == 130
+    assert '--resume' in capsys.readouterr().err
 
 
 def test_an_unknown_config_names_the_nearest():

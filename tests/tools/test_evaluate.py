@@ -142,7 +142,7 @@ def test_every_kind_of_checkpoint_is_evaluated(config, weights, tiny_model, tmp_
 @pytest.mark.parametrize('case,problem', [
     ('no-checkpoint', 'nothing.pth'), ('empty', 'empty'), ('half', 'half'), ('other-model', '36 unexpected'),
     ('key', 'nothing reads'), ('no-images', 'no images in the data folder')])
-def test_wrong_input_ends_with_one_clear_error(config, weights, imagenet, tmp_path, case, problem, caplog):
+def test_wrong_input_ends_with_one_clear_error(config, weights, imagenet, tmp_path, case, problem, capsys):
     command = [str(config), weights]
     if case == 'no-checkpoint':
         command[1] = str(tmp_path / 'nothing.pth')
@@ -162,8 +162,8 @@ def test_wrong_input_ends_with_one_clear_error(config, weights, imagenet, tmp_pa
         shutil.rmtree(imagenet / 'val' / GOLDFISH)
         command = ['--model', 'test_vit', '--data', str(imagenet), '--work-dir', str(tmp_path / 'out'), weights]
     assert evaluate(command) == 1
-    errors = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
-    assert len(errors) == 1 and problem in errors[0].lower()
+    errors = capsys.readouterr().err.partition('error: ')[2]
+    assert 'error: ' not in errors and problem in errors.lower()
     assert not list(tmp_path.rglob('accuracy.json'))
 
 

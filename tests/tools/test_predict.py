@@ -51,6 +51,15 @@ def test_scores_equal_the_classifiers_own(exported, pictures):
         torch.testing.assert_close(scores, output['scores'], atol=1e-5, rtol=0)
 
 
+def test_a_photograph_is_turned_upright(exported, tmp_path):
+    shades = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28).astype(np.uint8)
+    turned = Image.Exif()
+    turned[274] = 6
+    Image.fromarray(shades).save(tmp_path / 'turned.png', exif=turned)
+    prediction, = Predictor(checkpoint=exported[1], device='cpu').predict([tmp_path / 'turned.png'])
+    np.testing.assert_array_equal(np.asarray(prediction.image), np.rot90(shades, -1))
+
+
 def test_class_names_come_from_the_checkpoint(exported):
     assert Predictor(checkpoint=exported[1]).classes == list(CLASSES)
 
@@ -60,6 +69,11 @@ def test_class_names_from_a_file_come_first(exported, pictures, tmp_path, capsys
     assert predict([str(pictures), '--checkpoint', exported[1], '--classes', str(tmp_path / 'names.txt'),
                     '--out', str(tmp_path / 'out')]) == 0
     assert 'kind' not in capsys.readouterr().out
+
+
+def test_a_file_with_too_few_class_names_is_refused(exported):
+    with pytest.raises(ValueError, match='2 names of classes were given and the model has 10 classes'):
+        Predictor(checkpoint=exported[1], classes=['a', 'b'])
 
 
 def test_imagenet_names_for_a_model_of_a_thousand_classes(tmp_path):

@@ -131,6 +131,11 @@ def train(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f'error: {error}\n')
         return 1
+    except KeyboardInterrupt:
+        if args.debug:
+            raise
+        sys.stderr.write('\nstopped; the same command with --resume goes on from the last checkpoint\n')
+        return 130
     scalars = runner.message_hub.log_scalars
     if is_main_process() and 'val/accuracy/top1' in scalars:
         from .visuals import save_curves

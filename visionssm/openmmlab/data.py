@@ -26,7 +26,7 @@ from torch.utils.data import Dataset, Sampler
 from ..registry import DATA_SAMPLERS, FUNCTIONS, TRANSFORMS
 
 __all__ = ['ImageDataset', 'SampleKey', 'SeededSampler', 'UnreadableImagesError', 'build_transform', 'collate_images',
-           'sample_rng']
+           'convert_mode', 'sample_rng']
 
 logger = logging.getLogger('visionssm')
 
@@ -70,6 +70,21 @@ def sample_rng(seed: int, key: SampleKey) -> Iterator[int]:
         random.setstate(python_state)
         torch.set_rng_state(torch_state)
         np.random.set_bit_generator(bit_generator)  # type: ignore[attr-defined]
+
+
+def convert_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Converts an image to a mode of 8 bits a channel; greys of 16 bits are scaled, where Pillow clips them to white.
+
+    Args:
+        image: Any image.
+        mode: PIL mode, `'RGB'` or `'L'`.
+
+    Returns:
+        The image in that mode.
+    """
+    if image.mode.startswith('I'):
+        image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    return image.convert(mode)
 
 
 @DATA_SAMPLERS.register_module()

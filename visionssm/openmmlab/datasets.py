@@ -16,7 +16,7 @@ from timm.data.readers.class_map import load_class_map
 
 from ..registry import DATASETS
 from ..utils.paths import data_file
-from .data import ImageDataset, SampleKey, sample_rng
+from .data import ImageDataset, SampleKey, convert_mode, sample_rng
 
 __all__ = ['FASHION_CLASSES', 'FashionMNIST', 'TimmDataset', 'TimmStream', 'class_names', 'load_fashion_mnist']
 
@@ -130,11 +130,11 @@ class TimmDataset(ImageDataset):
         """See `ImageDataset.read`."""
         if self.reader is None:
             image, label = self.source[index]
-            return image.convert(self.mode), int(label), self.path(index)
+            return convert_mode(image, self.mode), int(label), self.path(index)
         file, label = self.reader[index][:2]
         # the reader's own retry (timm's ImageDataset) would hide which image was replaced
         with file, Image.open(file) as image:
-            return image.convert(self.mode), int(label), self.path(index)
+            return convert_mode(image, self.mode), int(label), self.path(index)
 
     def path(self, index: int) -> str:
         """See `ImageDataset.path`."""

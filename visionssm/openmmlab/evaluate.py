@@ -205,6 +205,6 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     except USER_ERRORS as error:
         if args.debug:
             raise
-        logger.error('%s', error)
+        sys.stderr.write(f'error: {error}\n')
         return 1
     return 0

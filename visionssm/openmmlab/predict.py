@@ -14,14 +14,14 @@ import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
-from PIL import Image
+from PIL import Image, ImageOps
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
 from timm.data.readers.img_extensions import get_img_extensions
 
 from ..checkpoints import CheckpointError, load_state_dict
 from .checkpoint import is_training_checkpoint, load_weights
 from .classifier import create_timm_model
-from .data import READ_ERRORS
+from .data import READ_ERRORS, convert_mode
 from .visuals import save_predictions, save_top_classes
 
 __all__ = ['Prediction', 'Predictor', 'find_images', 'predict']
@@ -141,6 +141,9 @@ class Predictor:
         self.channels = arguments.get('in_chans', cfg['input_size'][0])
         self.data_config = resolve_data_config(_input_override(arguments, cfg), pretrained_cfg=cfg)
         self.transform = create_transform(**self.data_config)
+        if classes and len(classes) != self.model.num_classes:
+            raise ValueError(f'{len(classes)} names of classes were given and the model has {self.model.num_classes} '
+                             'classes; give one name a line, in the order of the labels')
         self.classes = list(classes) or _class_names(self.model, facts.get('classes', ()))
 
     def class_name(self, label: int) -> str:
@@ -149,7 +152,8 @@ class Predictor:
 
     def _load(self, path: Path) -> tuple[Image.Image, torch.Tensor]:
         with Image.open(path) as file:
-            image = file.convert('L' if self.channels == 1 else 'RGB')
+            # cameras store how they were held instead of turning the pixels
+            image = convert_mode(ImageOps.exif_transpose(file), 'L' if self.channels == 1 else 'RGB')
         return image, self.transform(image)
 
     @torch.inference_mode()
@@ -242,7 +246,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         How many images could be read.
     """
-    classes = Path(args.classes).read_text(encoding='utf-8').splitlines() if args.classes else ()
+    classes = Path(args.classes).read_text(encoding='utf-8').strip().splitlines() if args.classes else ()
     paths = find_images(args.images)
     predictor = Predictor(args.model, args.checkpoint, classes, args.device)
     predictions = []

@@ -28,7 +28,7 @@ __all__ = ['ResumableEpochLoop', 'VisionRunner']
 SHARD_TYPES = ('FullyShard', 'visionssm.FullyShard')
 # MMEngine's remarks about its own interfaces, which no user can act on
 NOISE = ('"FileClient" will be', '"HardDiskBackend" is', 'Distributed training is not used, all Sync',
-         'Exp name:')
+         'Exp name:', '`resume_param_scheduler` is True but')
 OWN_HOOKS = {'step_seed': 'StepSeedHook', 'nan_guard': 'NaNGuardHook', 'progress': 'ProgressBarHook'}
 
 
@@ -288,10 +288,11 @@ class VisionRunner(_Runner):
         """
         model = self.bare_model
         if self._resume:
-            if not is_whole(filename):
+            weights_only = str(filename).endswith('.safetensors')
+            if Path(filename).is_file() and not weights_only and not is_whole(filename):
                 raise CheckpointError(f'{filename} is damaged or cut off; --resume without a path takes the newest '
                                       f'whole checkpoint of the work directory')
-            checkpoint = read_checkpoint(filename)
+            checkpoint = {} if weights_only else read_checkpoint(filename)
             if 'optimizer' not in checkpoint or 'message_hub' not in checkpoint:
                 raise CheckpointError(f'{filename} holds weights only and cannot be resumed; start from it with '
                                       f'--cfg-options load_from={filename}')
