@@ -12,7 +12,8 @@ from visionssm_kernels import selective_scan, selective_scan_2d, use_backend
 from visionssm_kernels._testing import assert_same_results, results_and_gradients, scan_inputs
 
 K = 4
-needs_compiler = pytest.mark.skipif(not any(map(shutil.which, ('g++', 'clang++'))), reason='inductor needs a C++ compiler')
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ('g++', 'clang++'))), reason='inductor needs a C++ compiler')
 
 
 def scan_2d_inputs(batch=2, dim=3, height=5, width=7, state=2):
