@@ -50,6 +50,8 @@ def test_two_processes_train_like_one(plain_config, train_toy, run_tool, tmp_pat
     # observed 2e-7 for losses and 6e-5 for weights, whose rounding Adam's first steps amplify
     np.testing.assert_allclose(two, one, rtol=2e-6)
     weights = [torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('one', 'two')]
+    logged = [whole['message_hub']['log_scalars']['train/loss']['log_history'] for whole in weights]
+    torch.testing.assert_close(*logged, rtol=2e-6, atol=0)
     for part in ('state_dict', 'ema_state_dict'):
         assert weights[0][part].keys() == weights[1][part].keys()
         for key, value in weights[0][part].items():

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import timm
 import torch
 import torch.nn as nn
+from mmengine.dist import all_reduce
 from mmengine.model import BaseDataPreprocessor, BaseModel
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
@@ -180,6 +181,21 @@ class ImageClassifier(BaseModel):
     def init_weights(self) -> None:
         """Keep what timm has initialised or loaded: MMEngine would call the model's own initialiser again."""
         self._is_init = True
+
+    def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sum the losses for the backward pass, and average over all processes what is logged.
+
+        Args:
+            losses: What ``forward`` returns in the mode ``loss``.
+
+        Returns:
+            The loss of this process, and values for the log.
+        """
+        loss, log_vars = super().parse_losses(losses)
+        logged = {name: value.detach().clone() for name, value in log_vars.items()}
+        for value in logged.values():
+            all_reduce(value, 'mean')
+        return loss, logged
 
     def get_layer_depth(self, param_name: str, prefix: str = 'model.') -> tuple[int, int]:
         """Layer of a parameter, as mmpretrain's layer-decay constructor asks for it.
