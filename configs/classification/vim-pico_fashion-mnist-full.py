@@ -1,8 +1,8 @@
-# The demo's model on all 60,000 pictures: Debian's files, or torchvision's download. Five times the demo's steps.
+# The demo's model on all 60,000 pictures: Debian's files, or torchvision's download. Three times the demo's steps.
 _base_ = 'vim-pico_fashion-mnist.py'
 
 source = 'auto'
-max_epochs = 6
+max_epochs = 4
 
 train_dataloader = dict(dataset=dict(source=source))
 val_dataloader = dict(dataset=dict(source=source))
