@@ -104,3 +104,11 @@ def test_flops_count_two_for_each_multiply_add(module, x):
     with FlopCounterMode(display=False) as counter:
         module(x).sum().backward()
     assert counter.get_total_flops() == 3 * 2 * x.numel() * 4
+
+
+def test_second_derivative_raises_instead_of_being_zero(x):
+    x.requires_grad_()
+    y = causal_conv1d(x, torch.ones(5, 4))
+    gradient, = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match='causal_conv1d has no second derivative'):
+        gradient.sum().backward()

@@ -126,3 +126,13 @@ def test_unknown_name_lists_the_known_ones():
 def test_windows_need_a_size():
     with pytest.raises(ValueError, match='size must be at least 1, got 0'):
         windows(0)
+
+
+def test_paths_that_are_no_permutations_are_refused():
+    with pytest.raises(ValueError, match='are no permutations'):
+        Routes((lambda pixels: pixels.flatten() * 0,)).table(2, 3)
+
+
+def test_routes_need_a_path():
+    with pytest.raises(ValueError, match='paths is empty'):
+        Routes(())

@@ -124,8 +124,17 @@ def test_empty_batch(cpu_backend):
     ({'merge': 'max'}, ValueError, "merge must be one of sum, mean, none, got 'max'"),
     ({'routes': 'spiral'}, ValueError, "unknown name 'spiral'"),
     ({'routes': torch.zeros(4, 6, dtype=torch.int32)}, ValueError, 'are no permutations'),
+    ({'routes': ['raster'] * 4}, TypeError, 'routes must be a name, .* got list'),
     ({'routes': torch.arange(5)[None]}, ValueError, r'L = H \* W = 6; got \(1, 5\)'),
-], ids=['u rank', 'u maps', 'delta', 'A', 'groups', 'D', 'merge', 'name', 'permutation', 'table size'])
+], ids=['u rank', 'u maps', 'delta', 'A', 'groups', 'D', 'merge', 'name', 'permutation', 'list', 'table size'])
 def test_bad_arguments_are_named(change, error, message):
     with pytest.raises(error, match=message):
         selective_scan_2d(**(make_inputs(1, 4, 2, 3, 2, dtype=torch.float32) | change))
+
+
+@pytest.mark.parametrize('table', [[[0, 1, 2, 3, 4, 6]], [[-1, 1, 2, 3, 4, 5]], [[0, 0, 2, 3, 4, 5]]],
+                         ids=['beyond', 'negative', 'twice'])
+def test_op_refuses_tables_that_do_not_visit_each_pixel_once(table, cpu_backend):
+    inputs = make_inputs(1, 4, 2, 3, 2, routes=1)
+    with use_backend(cpu_backend), pytest.raises(ValueError, match='each of the numbers 0..5 once'):
+        torch.ops.visionssm.selective_scan_2d(**inputs, table=torch.tensor(table))

@@ -109,6 +109,11 @@ def _autograd(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return dx, dweight, None if bias is None else dbias, None, None
 
 
+def _no_double_backward(ctx: Any, *grads: torch.Tensor) -> None:
+    raise NotImplementedError('causal_conv1d has no second derivative; where one is needed, call '
+                              'torch.nn.functional.conv1d with groups=D on the padded input')
+
+
 def _decomposition(
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -137,7 +142,8 @@ def _backward_flops(dout: tuple, x: tuple, weight: tuple, *args: Any, out_shape:
 _backward_op = define_op(
     'causal_conv1d_backward',
     '(Tensor dout, Tensor x, Tensor weight, Tensor? bias, str? activation, bool reverse) -> (Tensor, Tensor, Tensor)',
-    _backward_kernel, _backward_fake, flops=_backward_flops)
+    _backward_kernel, _backward_fake,
+    setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_backward_flops)
 _forward_op = define_op(
     _OP, '(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, bool reverse=False) -> Tensor',
     _kernel, _fake, setup_context=_setup_context, backward=_autograd, flops=_forward_flops,

@@ -43,6 +43,15 @@ def _parameters(dtype: torch.dtype, *tensors: torch.Tensor | None) -> tuple[torc
     return tuple(None if x is None else x.to(dtype).contiguous() for x in tensors)
 
 
+def _check_index(index: torch.Tensor, length: int) -> None:
+    """Raises unless every row visits each pixel once: kernels write where the table says."""
+    low, high = index.aminmax()
+    inside = low.item() >= 0 and high.item() < length
+    if not inside or not torch.zeros_like(index, dtype=torch.bool).scatter_(1, index.long(), True).all():
+        raise ValueError(f'selective_scan: every row of the table of routes must hold each of the numbers '
+                         f'0..{length - 1} once; this one holds numbers from {low.item()} to {high.item()}')
+
+
 def _routed_scan(
         u: torch.Tensor,
         delta: torch.Tensor,
@@ -59,6 +68,8 @@ def _routed_scan(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if delta.shape[0] == 0:
         return _outputs(u, delta, A, merge)
+    if index is not None and index.device.type == 'cpu':  # elsewhere the look would wait for the device
+        _check_index(index, delta.shape[-1])
     dtype = accumulation_dtype(u)
     A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)

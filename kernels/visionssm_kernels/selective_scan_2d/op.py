@@ -141,5 +141,8 @@ def selective_scan_2d(
         if not _is_traced(u):
             check_table(routes, u.shape[-2] * u.shape[-1])
         table, routes = routes.to(u.device), ''
+    elif not isinstance(routes, str):
+        raise TypeError(f'selective_scan_2d: routes must be a name, a Routes object or a table (K, H * W), got '
+                        f'{type(routes).__name__}')
     return torch.ops.visionssm.selective_scan_2d(
         u, delta, A, B, C, D, delta_bias, delta_softplus, routes, merge, table)

@@ -105,6 +105,10 @@ class Routes:
     """
     paths: tuple[Path, ...]
 
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError('Routes: paths is empty; give at least one path, for example Routes((raster,))')
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -157,7 +161,9 @@ def _affine(path: Path, height: int, width: int) -> Affine | None:
 def _cached_table(routes: Routes, height: int, width: int, device: torch.device) -> torch.Tensor:
     # a table made in inference mode could not be saved for a later backward pass
     with torch.inference_mode(False):
-        return routes.build(height, width, device)
+        table = routes.build(height, width, device)
+    check_table(table, height * width)
+    return table
 
 
 @functools.lru_cache(maxsize=256)
