@@ -146,3 +146,28 @@ def test_middle_token_with_rope_follows_the_official_count():
     config = {**TRUNK, 'if_rope': True, 'if_rope_residual': True, 'num_classes': 3}
     model = visionssm.from_official('vim', official_weights('VisionMamba', config), config)
     assert model.class_token == 'middle' and model.rope_official
+
+
+def test_names_are_those_of_the_class_that_was_built(case):
+    official_class, config, weights = case
+    model = visionssm.from_official('vim', weights, config, official_class=official_class)
+    assert visionssm.to_official('vim', model).keys() == weights.keys()
+
+
+def test_unknown_class_is_refused_on_the_way_out():
+    model = OFFICIAL.build('VisionMamba', TRUNK)
+    with pytest.raises(ValueError, match="'VisionMambaCls' is no official class"):
+        visionssm.to_official('vim', model, official_class='VisionMambaCls')
+
+
+def test_a_path_is_no_state_dict():
+    with pytest.raises(TypeError, match='load_state_dict'):
+        visionssm.from_official('vim', 'vim_t.pth', TRUNK)
+
+
+@pytest.mark.parametrize(('official_class', 'option'), [
+    ('VisionMamba', {'if_cls_token': False, 'final_pool_type': 'median'}),
+    ('VisionMambaSeg', {'last_layer_process': 'median'})])
+def test_unknown_choices_are_named(official_class: str, option: dict):
+    with pytest.raises(ValueError, match=f"{list(option)[-1]} is 'median'; allowed are"):
+        visionssm.from_official('vim', {}, {**TRUNK, **option}, official_class=official_class)

@@ -147,7 +147,9 @@ def test_unusable_images_are_refused(make, shape: tuple[int, ...], message: str)
     ({'global_pool': 'token', 'class_token': 'none'}, 'needs a class token'),
     ({'global_pool': 'mean'}, "global_pool is 'mean'"),
     ({'bimamba_type': 'v9'}, "bimamba_type is 'v9'"),
-    ({'img_size': 4}, 'smaller than a patch')])
+    ({'img_size': 4}, 'smaller than a patch'),
+    ({'depth': 0}, 'depth is 0; at least 1'),
+    ({'d_state': 0}, 'd_state is 0; at least 1')])
 def test_impossible_options_are_refused(make, options: dict, message: str):
     with pytest.raises(ValueError, match=message):
         make(**options)
@@ -253,3 +255,11 @@ def test_every_model_is_built_by_name_on_the_meta_device(name: str):
     model = visionssm.create_model(name, device='meta', num_classes=7)
     channels, height, width = model.default_cfg['input_size']
     assert model(torch.empty(2, channels, height, width, device='meta')).shape == (2, 7)
+
+
+def test_a_refused_input_size_leaves_the_model_as_it_was(make, image):
+    model = make()
+    expected = model(image)
+    with pytest.raises(ValueError, match='smaller than a patch'):
+        model.set_input_size(2)
+    assert torch.equal(model(image), expected)

@@ -60,12 +60,14 @@ class PatchEmbed(nn.Module):
     @torch.jit.ignore
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Note the size of the images; the grid follows."""
-        self.img_size: Tuple[int, int] = tuple(to_2tuple(img_size))
-        self.grid_size: Tuple[int, int] = self.dynamic_feat_size(self.img_size)
-        if min(self.grid_size) < 1:
+        img_size = tuple(to_2tuple(img_size))
+        grid_size = self.dynamic_feat_size(img_size)
+        if min(grid_size) < 1:
             raise ValueError(
-                f'img_size {self.img_size} is smaller than a patch {self.patch_size}: choose a larger img_size or '
+                f'img_size {img_size} is smaller than a patch {self.patch_size}: choose a larger img_size or '
                 f'a smaller patch_size.')
+        self.img_size: Tuple[int, int] = img_size
+        self.grid_size: Tuple[int, int] = grid_size
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def feat_ratio(self, as_scalar: bool = True) -> Union[int, Tuple[int, int]]:

@@ -134,19 +134,21 @@ def from_official(
         output: for a dense class the list of (B, C, H, W) maps.
 
     Raises:
+        TypeError: `state_dict` is no dictionary.
         ValueError: Unknown family or class, or a configuration that has no counterpart here.
         CheckpointError: The state dict does not fit; the error lists every missing, unexpected and mis-shaped key.
     """
     official = find_official(family)
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f'state_dict is a {type(state_dict).__name__}, not a dictionary of tensors; read a file with '
+            f'visionssm.checkpoints.load_state_dict(path) first.')
     if config is None:
         inferred_class, config = official.infer(state_dict)
         official_class = official_class or inferred_class
         _logger.info('Inferred %s(%s) from the state dict.', official_class, config)
     official_class = official_class or official.infer(state_dict)[0]
-    if official_class not in official.classes:
-        raise ValueError(
-            f'{official_class!r} is no official class of the family {family!r}. '
-            f'{did_you_mean(official_class, official.classes)}')
+    _check_class(official_class, family, official)
     model = official.build(official_class, config)
     table = official.keys(official_class)
     derived = official.derived(model)
@@ -168,14 +170,23 @@ def to_official(
     Args:
         family: Name of the family, for example 'vim'.
         model: A model of that family.
-        official_class: Name of the official class; the family's usual one when None.
+        official_class: Name of the official class; what the model was built as, or the family's usual one, when None.
 
     Returns:
         Official key to tensor, with the entries that the official code stores though they can be computed.
     """
     official = find_official(family)
-    table = official.keys(official_class or official.classes[0])
+    official_class = official_class or getattr(model, 'official_class', official.classes[0])
+    _check_class(official_class, family, official)
+    table = official.keys(official_class)
     return {**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)}
+
+
+def _check_class(official_class: str, family: str, official: Official) -> None:
+    if official_class not in official.classes:
+        raise ValueError(
+            f'{official_class!r} is no official class of the family {family!r}. '
+            f'{did_you_mean(official_class, official.classes)}')
 
 
 def _check_official(

@@ -210,6 +210,9 @@ class Vim(nn.Module):
         super().__init__()
         _check_choice('class_token', class_token, _CLASS_TOKENS)
         _check_choice('rope', rope, _ROPES)
+        for name, size in (('embed_dim', embed_dim), ('depth', depth), ('d_state', d_state), ('d_conv', d_conv)):
+            if size < 1:
+                raise ValueError(f'{name} is {size}; at least 1 is needed.')
         if rope != 'none' and embed_dim % 4:
             raise ValueError(f'embed_dim is {embed_dim}; rotary embedding needs a multiple of 4.')
         norm = _norm_layer(norm_layer, norm_eps, dd)
@@ -684,6 +687,7 @@ def _trunk_options(config: Mapping[str, Any], defaults: Mapping[str, Any], dense
         'drop_path_rate': o['drop_path_rate'],
     }
     if not dense:
+        _check_choice('final_pool_type', o['final_pool_type'], tuple(_POOL_OF))
         options['num_classes'] = o['num_classes']
         options['global_pool'] = 'token' if class_token != 'none' else _POOL_OF[o['final_pool_type']]
     return {**options, **(o['ssm_cfg'] or {})}
@@ -698,6 +702,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> Vim:
         own = {key: config.pop(key, default) for key, default in (
             ('out_indices', (3, 5, 7, 11)), ('use_residual_as_feature', False), ('last_layer_process', 'none'),
             ('if_fpn', True))}
+        _check_choice('last_layer_process', own['last_layer_process'], tuple(_LAST_OF))
         return VimDense(
             out_indices=own['out_indices'],
             residual_features=own['use_residual_as_feature'],
