@@ -52,6 +52,14 @@ def test_erasing_is_off_in_evaluation(photo):
     assert TimmTransform(input_size=32, re_prob=1.0)(photo).dtype == torch.uint8
 
 
+@pytest.mark.parametrize('build', [
+    lambda: TimmTransform(32, is_training=True, hflp=0.5),
+    lambda: Albumentations([{'type': 'HorizontalFlip', 'hflp': 0.5}])], ids=['timm', 'albumentations'])
+def test_a_misspelt_argument_is_an_error(build):
+    with pytest.raises(ValueError, match="has no argument 'hflp'.* It takes .*"):
+        build()
+
+
 def test_albumentations_runs_a_pipeline_from_configs(photo):
     flip = Albumentations([{'type': 'HorizontalFlip', 'p': 1.0}, {'type': 'Resize', 'height': 25, 'width': 30}])
     expected = np.asarray(photo)[:, ::-1]

@@ -111,6 +111,23 @@ def test_a_learning_rate_that_is_no_number_is_refused(on_disk):
         options(on_disk(), '--cfg-options', 'optim_wrapper.optimizer.lr=fast')
 
 
+def test_a_number_of_epochs_that_is_none_is_refused(on_disk):
+    with pytest.raises(ConfigError, match="train_cfg.val_interval must be a whole number, got 'often'"):
+        options(on_disk(), '--cfg-options', 'train_cfg.val_interval=often')
+
+
+def test_an_override_without_a_value_is_refused(on_disk, capsys):
+    with pytest.raises(SystemExit):
+        options(on_disk(), '--cfg-options', 'train_cfg')
+    assert "takes KEY=VALUE, got 'train_cfg'" in capsys.readouterr().err
+
+
+def test_a_config_that_is_no_python_is_named(tmp_path):
+    (tmp_path / 'broken.py').write_text('model = dict(\n')
+    with pytest.raises(ConfigError, match='broken.py is no Python: .* was never closed'):
+        options(str(tmp_path / 'broken.py'))
+
+
 def test_variables_of_a_config_are_no_mistake(toy_config):
     check_config(toy_config(my_epochs=3, data_root='somewhere', img_size=8))
 

@@ -93,6 +93,9 @@ def check_config(cfg: Config) -> None:
         fixed = _fixed_keys(key, value)
         if fixed is not None:
             _compare(key, value, fixed, closed=key != 'default_hooks')
+        for name in ('max_epochs', 'max_iters', 'val_interval', 'val_begin') if key == 'train_cfg' else ():
+            if not isinstance(value.get(name, 0), int):
+                raise ConfigError(f'train_cfg.{name} must be a whole number, got {value[name]!r}')
         if key == 'optim_wrapper':
             _check_optimizer(value)
         else:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
@@ -19,6 +20,15 @@ from .runner import VisionRunner
 USER_ERRORS = (CheckpointError, ConfigError, NonFiniteError, OSError, UnreadableImagesError, ValueError)
 
 
+class _OptionsAction(DictAction):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
+                 option_string: str | None = None) -> None:
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} takes KEY=VALUE, got {value!r}')
+        super().__call__(parser, namespace, values, option_string)
+
+
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Options that training and evaluation share.
 
@@ -27,7 +37,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument('config', help='a config file, or the name of one that comes with the package')
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/CONFIG)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE',
                         help='override keys of the config, as in model.model.name=vim_tiny train_cfg.max_epochs=10')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='what started the processes of a distributed run')
@@ -69,7 +79,10 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     path = find_config(args.config)
-    cfg = Config.fromfile(str(path))
+    try:
+        cfg = Config.fromfile(str(path))
+    except SyntaxError as error:
+        raise ConfigError(f'{path} is no Python: {error}') from error
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     cfg.setdefault('default_scope', 'visionssm')

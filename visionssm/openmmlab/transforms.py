@@ -2,8 +2,9 @@
 
 Randomness comes from the global generators of Python, NumPy and PyTorch, which the dataset seeds for every sample.
 """
+import inspect
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 
 from ..registry import TRANSFORMS
+from ..utils.suggest import did_you_mean
 
 __all__ = ['Albumentations', 'PixelErasing', 'ShiftFlip', 'TimmTransform', 'to_tensor']
 
@@ -32,6 +34,15 @@ def to_tensor(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
     array = np.asarray(image)
     array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
     return torch.from_numpy(np.array(array, order='C'))
+
+
+def _check_arguments(name: str, given: Iterable[str], build: Callable) -> None:
+    known = [key for key, parameter in inspect.signature(build).parameters.items()
+             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)]
+    for key in given:
+        if key not in known:
+            raise ValueError(f'the transform {name} has no argument {key!r}. {did_you_mean(key, known)} '
+                             f'It takes {", ".join(known)}.')
 
 
 class PixelErasing:
@@ -88,6 +99,7 @@ class TimmTransform:
             std: Sequence[float] = IMAGENET_DEFAULT_STD,
             **kwargs: Any,
     ) -> None:
+        _check_arguments('TimmTransform', kwargs, create_transform)
         size = input_size if isinstance(input_size, int) else tuple(input_size)
         self.steps = create_transform(size, is_training=is_training, mean=tuple(mean), std=tuple(std),
                                       normalize=False, use_prefetcher=True, **kwargs)
@@ -125,6 +137,8 @@ class Albumentations:
                              "give the class name as type, for example type='RandomResizedCrop'")
         if 'transforms' in arguments:
             arguments['transforms'] = [self._step(inner) for inner in arguments['transforms']]
+        # the library itself warns about unknown arguments and goes on without them
+        _check_arguments(name, arguments, step)
         return step(**arguments)
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
