@@ -2,6 +2,7 @@
 import argparse
 import errno
 import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,24 @@ def test_file_that_would_run_code_is_refused_by_name(tmp_path: Path):
     torch.save({'model': {'w': torch.ones(1)}, 'hook': os.system}, tmp_path / 'c.pth')
     with pytest.raises(CheckpointError, match='posix.system|os.system'):
         load_state_dict(tmp_path / 'c.pth')
+
+
+def test_file_of_the_old_format_that_would_run_code_is_refused_by_name(tmp_path: Path):
+    torch.save({'model': os.system}, tmp_path / 'c.pth', _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match='are not loaded from files: (posix|os).system'):
+        load_state_dict(tmp_path / 'c.pth')
+
+
+def test_pickle_of_another_program_is_refused_without_advice_to_run_it(tmp_path: Path):
+    (tmp_path / 'c.pkl').write_bytes(pickle.dumps({'model': os.system}, protocol=4))
+    with pytest.raises(CheckpointError, match='UnpicklingError: Unsupported operand'):
+        load_state_dict(tmp_path / 'c.pkl')
+
+
+def test_keys_that_are_no_strings_are_listed_like_others(tmp_path: Path):
+    torch.save({1: torch.ones(1)}, tmp_path / 'c.pth')
+    with pytest.raises(CheckpointError, match='1 unexpected: 1'):
+        check_fit(torch.nn.Identity(), load_state_dict(tmp_path / 'c.pth'))
 
 
 @pytest.mark.parametrize(('content', 'message'), [

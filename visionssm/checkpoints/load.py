@@ -7,6 +7,7 @@ Files are read with `weights_only=True` (or safetensors), so that a foreign file
 import argparse
 import os
 import pickle
+import re
 import struct
 import tempfile
 import zipfile
@@ -102,7 +103,7 @@ def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:
     for key in order:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap(checkpoint[key], ema=ema)
-    return {_strip(key): value for key, value in checkpoint.items()}
+    return {_strip(str(key)): value for key, value in checkpoint.items()}
 
 
 def check_fit(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str = 'The state dict') -> None:
@@ -213,7 +214,8 @@ def _read_pickle(path: Path, device: str | torch.device) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
-        unsafe = _unsafe_globals(path)
+        # Files of older formats have no list of their objects; the first one stands in the message.
+        unsafe = _unsafe_globals(path) or re.findall(r'[Uu]nsupported (?:global: )?GLOBAL (\S+)', str(error))
         if not unsafe:
             raise CheckpointError(_damaged(path, error)) from error
         raise CheckpointError(
@@ -232,6 +234,7 @@ def _unsafe_globals(path: Path) -> list[str]:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).split('\n', 1)[0][:200]
+    # PyTorch puts its reason behind the advice to switch its safety off.
+    reason = str(error).rpartition('WeightsUnpickler error:')[2].strip().split('\n', 1)[0][:200]
     return (f'The checkpoint {str(path)!r} ({path.stat().st_size} bytes) cannot be read: it is cut off, damaged or not '
             f'a checkpoint ({type(error).__name__}: {reason}). Fetch or save it again.')
