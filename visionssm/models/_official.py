@@ -176,7 +176,8 @@ def to_official(
         Official key to tensor, with the entries that the official code stores though they can be computed.
     """
     official = find_official(family)
-    official_class = official_class or getattr(model, 'official_class', official.classes[0])
+    if official_class is None:
+        official_class = str(getattr(model, 'official_class', official.classes[0]))
     _check_class(official_class, family, official)
     table = official.keys(official_class)
     return {**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)}
