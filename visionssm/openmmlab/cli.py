@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
 
 from ..checkpoints import CheckpointError
-from ..utils.paths import find_config
+from ..utils.paths import config_root, find_config
 from .check import ConfigError, check_config
 from .data import UnreadableImagesError
 from .hooks import NonFiniteError
@@ -78,6 +78,8 @@ def load_config(args: argparse.Namespace) -> Config:
         The config.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    # so that a config anywhere can build on ours: _base_ = '{{$VISIONSSM_CONFIGS:configs}}/classification/...'
+    os.environ.setdefault('VISIONSSM_CONFIGS', str(config_root()))
     path = find_config(args.config)
     try:
         cfg = Config.fromfile(str(path))
