@@ -198,3 +198,9 @@ def test_long_tables_list_the_worst_classes():
     rows = [{'class': f'c{i}', 'count': 2, 'top1': float(i % 60)} for i in range(60)]
     table = format_table({'count': 120, 'top1': 29.5, 'classes': rows, 'confusion': []}).splitlines()
     assert '10 worst of 60' in table[0] and table[3].startswith('c0') and len(table) == 15
+
+
+def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr('visionssm.openmmlab.evaluate.run', lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert evaluate(['config.py', 'weights.pth']) == 130
+    assert capsys.readouterr().err.strip() == 'stopped'

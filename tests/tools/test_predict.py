@@ -156,3 +156,9 @@ def test_a_training_checkpoint_rebuilds_its_model(exported, pictures, tmp_path):
 def test_the_export_says_how_it_was_trained(exported):
     config = json.loads(Path(exported[1]).with_name('config.json').read_text())
     assert config['model_args']['in_chans'] == 1 and config['pretrained_cfg']['mean'] == pytest.approx([0.3])
+
+
+def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr('visionssm.openmmlab.predict.run', lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert predict(['picture.png', '--model', 'vim_pico']) == 130
+    assert capsys.readouterr().err.strip() == 'stopped'

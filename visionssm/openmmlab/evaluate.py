@@ -207,4 +207,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f'error: {error}\n')
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write('\nstopped\n')
+        return 130
     return 0

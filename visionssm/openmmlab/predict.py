@@ -289,3 +289,6 @@ def predict(argv: Sequence[str] | None = None) -> int:
             raise
         logger.error('%s', error)
         return 1
+    except KeyboardInterrupt:
+        sys.stderr.write('\nstopped\n')
+        return 130
