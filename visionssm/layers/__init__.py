@@ -11,12 +11,14 @@ from .pos_embed import (
 )
 from .pyramid import PlainPyramid, SimpleFeaturePyramid
 from .rope import apply_rotary, rotary_table
+from .ss2d import RoutedSSM
 from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, negative_exp
 
 __all__ = [
     'BiMamba',
     'PatchEmbed',
     'PlainPyramid',
+    'RoutedSSM',
     'SelectiveSSM',
     'SimpleFeaturePyramid',
     'apply_rotary',
