@@ -17,6 +17,7 @@ PLACES += [ROOT.parent / 'shared' / 'golden', ROOT / 'tests' / 'golden']
 class Golden:
     """One fixture: its tensors, and its metadata with the JSON fields read."""
 
+    family: str
     path: Path
     meta: dict
     tensors: dict[str, torch.Tensor]
@@ -33,14 +34,14 @@ class Golden:
         return {key.removeprefix(prefix): value for key, value in self.tensors.items() if key.startswith(prefix)}
 
 
-def read(path: Path) -> Golden:
+def read(family: str, path: Path) -> Golden:
     with safe_open(path, 'pt') as file:
         meta = dict(file.metadata() or {})
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     for key in ('config', 'extra_inputs', 'grad_keys', 'tolerance'):
         if key in meta:
             meta[key] = json.loads(meta[key])
-    return Golden(path, meta, tensors)
+    return Golden(family, path, meta, tensors)
 
 
 def kind(path: Path) -> str:
@@ -63,39 +64,39 @@ def key_lists(family: str) -> list[Path]:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Parametrise the fixtures that name files over those of the family that the test module names."""
-    family = getattr(metafunc.module, 'FAMILY', None)
-    if family is None:
-        return
+    """Parametrise over the files of the family, or families, that the test module names."""
+    names = getattr(metafunc.module, 'FAMILIES', None) or [getattr(metafunc.module, 'FAMILY', None)]
     sources = {
-        'golden': lambda: golden_paths(family, 'model', 'dense'),
-        'dense_golden': lambda: golden_paths(family, 'dense'),
-        'table': lambda: golden_paths(family, 'table'),
-        'key_list': lambda: key_lists(family),
+        'golden': lambda family: golden_paths(family, 'model', 'dense'),
+        'op_golden': lambda family: golden_paths(family, 'op'),
+        'table': lambda family: golden_paths(family, 'table'),
+        'key_list': key_lists,
     }
-    for name, find in sources.items():
-        if name in metafunc.fixturenames:
-            paths = find()
-            reason = f'no {name} files of {family} here: set VISIONSSM_GOLDEN to the folder of fixtures'
-            absent = pytest.param(None, marks=pytest.mark.skip(reason=reason), id='absent')
-            metafunc.parametrize(name, paths or [absent], ids=[path.stem for path in paths] or None, indirect=True)
+    for argument in sources.keys() & set(metafunc.fixturenames):
+        params = []
+        for family in names:
+            found = [pytest.param((family, path), id=f'{family}-{path.stem}') for path in sources[argument](family)]
+            reason = f'no {argument} files of {family} here: set VISIONSSM_GOLDEN to the folder of fixtures'
+            params += found or [pytest.param(None, marks=pytest.mark.skip(reason=reason), id=f'{family}-absent')]
+        metafunc.parametrize(argument, params, indirect=True)
 
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
-    return read(request.param)
+    return read(*request.param)
 
 
 @pytest.fixture
-def dense_golden(request: pytest.FixtureRequest) -> Golden:
-    return read(request.param)
+def op_golden(request: pytest.FixtureRequest) -> Golden:
+    return read(*request.param)
 
 
 @pytest.fixture
 def table(request: pytest.FixtureRequest) -> Golden:
-    return read(request.param)
+    return read(*request.param)
 
 
 @pytest.fixture
-def key_list(request: pytest.FixtureRequest) -> dict:
-    return json.loads(request.param.read_text())
+def key_list(request: pytest.FixtureRequest) -> tuple[str, dict]:
+    family, path = request.param
+    return family, json.loads(path.read_text())
