@@ -1,4 +1,4 @@
-"""Every family against fixtures of its official code: outputs, maps, gradients, keys and sizes of the released models."""
+"""Every family against fixtures of its official code: outputs, maps, gradients, keys, sizes of released models."""
 from pathlib import Path
 
 import pytest
