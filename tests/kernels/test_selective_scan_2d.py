@@ -38,7 +38,7 @@ def definition(table, merge, **inputs):
 
 
 @pytest.mark.parametrize(('dtype', 'bound'), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=['f64', 'f32'])
-@pytest.mark.parametrize('merge', ['sum', 'mean', 'none'])
+@pytest.mark.parametrize('merge', ['sum', 'mean', 'none', 'step'])
 @pytest.mark.parametrize('name', ['cross', 'unidirectional', 'bidirectional', 'rot90', 'diagonal', 'snake'])
 def test_named_routes_equal_the_definition(name, merge, dtype, bound, cpu_backend):
     inputs = make_inputs(2, 19, 7, 11, 3, dtype=dtype)
@@ -121,7 +121,7 @@ def test_empty_batch(cpu_backend):
     ({'A': torch.zeros(4, 2)}, ValueError, r'A must be \(K \* D, N\) = \(16, 2\), got \(4, 2\)'),
     ({'B': torch.zeros(1, 4, 3, 2, 2, 3)}, ValueError, 'the 3 groups of B must divide the 4 channels'),
     ({'D': torch.zeros(4)}, ValueError, r'D must be \(K \* D,\) = \(16\), got \(4\)'),
-    ({'merge': 'max'}, ValueError, "merge must be one of sum, mean, none, got 'max'"),
+    ({'merge': 'max'}, ValueError, "merge must be one of sum, mean, none, step, got 'max'"),
     ({'routes': 'spiral'}, ValueError, "unknown name 'spiral'"),
     ({'routes': torch.zeros(4, 6, dtype=torch.int32)}, ValueError, 'are no permutations'),
     ({'routes': ['raster'] * 4}, TypeError, 'routes must be a name, .* got list'),

@@ -4,9 +4,10 @@ import torch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._library import define_composite
 from ..selective_scan.op import routed_scan
+from ..selective_scan.reference import to_route
 from .routes import Routes, check_table, get_routes
 
-MERGES = ('sum', 'mean', 'none')
+MERGES = ('sum', 'mean', 'none', 'step')
 
 
 def _is_traced(x: torch.Tensor) -> bool:
@@ -83,9 +84,11 @@ def _selective_scan_2d(
     u = u.flatten(-2) if u.ndim == 5 else u.flatten(-2)[:, None]
     out, _, _ = routed_scan(
         u, delta.flatten(-2), A.view(num_routes, dim, state), B, C, D, None, delta_bias, index,
-        delta_softplus, reverse, merge != 'none')
+        delta_softplus, reverse, merge in ('sum', 'mean'))
     if merge == 'mean':
         out = out / num_routes
+    elif merge == 'step':
+        out = to_route(out, index, reverse).sum(1, keepdim=True)
     out = out.unflatten(-1, (height, width))
     return out if merge == 'none' else out[:, 0]
 
@@ -125,7 +128,8 @@ def selective_scan_2d(
         delta_bias: Added to delta, (K * D,).
         delta_softplus: Applies softplus to delta (after the bias).
         routes: Name in `routes.ROUTES`, a `Routes` object, or a table (K, H * W) of pixel numbers in scan order.
-        merge: 'sum' or 'mean' over the routes, or 'none'.
+        merge: 'sum' or 'mean' over the routes, pixel by pixel; 'none'; or 'step', the sum over the routes step by step:
+            place l of the map, in memory order, gets what every route computed at its step l.
 
     Returns:
         (B, D, H, W), or (B, K, D, H, W) with merge 'none'; in the dtype of u.

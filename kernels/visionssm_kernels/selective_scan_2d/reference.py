@@ -25,11 +25,13 @@ def cross_merge(y: torch.Tensor, table: torch.Tensor, merge: str = 'sum') -> tor
     Args:
         y: Sequences (B, K, D, L).
         table: Pixel numbers (K, L).
-        merge: 'sum' or 'mean' over the routes, or 'none'.
+        merge: 'sum' or 'mean' over the routes, or 'none'; 'step' sums the sequences as they are.
 
     Returns:
         (B, D, L), or (B, K, D, L) with 'none'.
     """
+    if merge == 'step':
+        return y.sum(1)
     y = selective_scan_reference.from_route(y, table, False)
     return {'sum': lambda: y.sum(1), 'mean': lambda: y.mean(1), 'none': lambda: y}[merge]()
 

@@ -177,6 +177,7 @@ ROUTES: dict[str, Routes] = {
     'raster_reverse': Routes((reverse(raster),)),
     'column': Routes((column,)),
     'column_reverse': Routes((reverse(column),)),
+    'raster_both': Routes((raster, reverse(raster))),
     # the four-way scans of VMamba, in the order of its parameter sets
     'cross': Routes((raster, column, reverse(raster), reverse(column))),
     'unidirectional': Routes((raster,) * 4),
