@@ -2,6 +2,7 @@
 
 from .bimamba import BiMamba, SelectiveSSM
 from .patch_embed import PatchEmbed
+from .patch_merging import PatchMerging, merge_patches
 from .pos_embed import (
     class_token_index,
     drop_class_tokens,
@@ -11,12 +12,15 @@ from .pos_embed import (
 )
 from .pyramid import PlainPyramid, SimpleFeaturePyramid
 from .rope import apply_rotary, rotary_table
-from .ss2d import RoutedSSM
-from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, negative_exp
+from .ss2d import SS2D, RoutedSSM
+from .ss2d_official import ss2d_options
+from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, init_state_, negative_exp
 
 __all__ = [
+    'SS2D',
     'BiMamba',
     'PatchEmbed',
+    'PatchMerging',
     'PlainPyramid',
     'RoutedSSM',
     'SelectiveSSM',
@@ -27,9 +31,12 @@ __all__ = [
     'init_A_log_',
     'init_dt_bias_',
     'init_dt_proj_',
+    'init_state_',
     'insert_class_tokens',
+    'merge_patches',
     'negative_exp',
     'resize_pos_embed',
     'resize_pos_embed_leading',
     'rotary_table',
+    'ss2d_options',
 ]

@@ -9,7 +9,7 @@ import math
 import torch
 from timm.layers import register_notrace_function
 
-__all__ = ['init_A_log_', 'init_dt_bias_', 'init_dt_proj_', 'negative_exp']
+__all__ = ['init_A_log_', 'init_dt_bias_', 'init_dt_proj_', 'init_state_', 'negative_exp']
 
 
 @register_notrace_function
@@ -63,3 +63,27 @@ def init_dt_proj_(weight: torch.Tensor) -> torch.Tensor:
     """Fill a (..., D, R) weight uniformly in [-R^-0.5, R^-0.5], which keeps the variance of the step at the start."""
     bound = weight.shape[-1] ** -0.5
     return weight.uniform_(-bound, bound)
+
+
+@torch.no_grad()
+def init_state_(style: str, A_log: torch.Tensor, dt_bias: torch.Tensor, dt_proj: torch.Tensor | None = None) -> None:
+    """Fill the decay and the step parameters in one of VMamba's three styles.
+
+    Args:
+        style: 'v0', S4D-real decay and steps log-uniform in [0.001, 0.1]; 'v1', normal; 'v2', unit decay and uniform.
+        A_log: Logarithm of the decay, (..., N).
+        dt_bias: Bias of the step, any shape.
+        dt_proj: Weight of the step projection, (..., D, R); none where the step has no projection.
+    """
+    if style not in ('v0', 'v1', 'v2'):
+        raise ValueError(f"init is {style!r}; allowed are 'v0', 'v1' and 'v2'.")
+    if style == 'v0':
+        init_A_log_(A_log)
+        init_dt_bias_(dt_bias)
+        if dt_proj is not None:
+            init_dt_proj_(dt_proj)
+        return
+    A_log.normal_() if style == 'v1' else A_log.zero_()
+    for step in (dt_bias, dt_proj):
+        if step is not None:
+            step.normal_(0., 0.1) if style == 'v1' else step.uniform_(0., 0.1)
