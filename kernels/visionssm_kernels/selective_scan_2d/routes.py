@@ -62,6 +62,41 @@ def antidiagonal(pixels: torch.Tensor) -> torch.Tensor:
     return diagonal(pixels.flip(1))
 
 
+def zigzag(pixels: torch.Tensor) -> torch.Tensor:
+    """Diagonals i + j = 0, 1, ... from the top left corner the even ones walked upwards, the odd ones down."""
+    height, width = pixels.shape
+    row = torch.arange(height, device=pixels.device)[:, None]
+    number = row + torch.arange(width, device=pixels.device)
+    key = number * height + torch.where(number % 2 == 1, row, height - 1 - row)
+    return pixels.reshape(-1)[key.reshape(-1).argsort()]
+
+
+def zigzag_mirrored(pixels: torch.Tensor) -> torch.Tensor:
+    """The zigzag of the mirrored map, from the top right corner."""
+    return zigzag(pixels.flip(1))
+
+
+def spiral(pixels: torch.Tensor) -> torch.Tensor:
+    """Rings from the outside to the inside, each clockwise from its upper left corner."""
+    height, width = pixels.shape
+    row = torch.arange(height, device=pixels.device)[:, None].expand(height, width)
+    col = torch.arange(width, device=pixels.device).expand(height, width)
+    ring = torch.minimum(torch.minimum(row, height - 1 - row), torch.minimum(col, width - 1 - col))
+    row, col = row - ring, col - ring
+    last_row, last_col = height - 1 - 2 * ring, width - 1 - 2 * ring
+    within = last_col + last_row + last_col + (last_row - row)  # the left column upwards
+    within = torch.where(row == last_row, last_col + last_row + (last_col - col), within)
+    within = torch.where(col == last_col, last_col + row, within)
+    within = torch.where(row == 0, col, within)
+    visited = height * width - (last_row + 1) * (last_col + 1)  # on the rings outside this one
+    return pixels.reshape(-1)[(visited + within).reshape(-1).argsort()]
+
+
+def spiral_flipped(pixels: torch.Tensor) -> torch.Tensor:
+    """The spiral of the map turned upside down: from the lower left corner, against the clock."""
+    return spiral(pixels.flip(0))
+
+
 def _walk_back(path: Path, pixels: torch.Tensor) -> torch.Tensor:
     return path(pixels).flip(0)
 
@@ -162,7 +197,8 @@ def _cached_table(routes: Routes, height: int, width: int, device: torch.device)
     # a table made in inference mode could not be saved for a later backward pass
     with torch.inference_mode(False):
         table = routes.build(height, width, device)
-    check_table(table, height * width)
+    if device.type != 'meta':  # a tensor without values passes no check of them
+        check_table(table, height * width)
     return table
 
 
@@ -171,6 +207,18 @@ def _cached_inverse(routes: Routes, height: int, width: int, device: torch.devic
     with torch.inference_mode(False):
         return routes.table(height, width, device).argsort(-1).to(torch.int32)
 
+
+def _there_and_back(*paths: Path) -> tuple[Path, ...]:
+    return tuple(way for path in paths for way in (path, reverse(path)))
+
+
+# the scan heads of MHS-VM: two paths each, read from both ends
+_MHS_HEADS = {
+    'c': _there_and_back(snake, column_snake),
+    'x': _there_and_back(zigzag, zigzag_mirrored),
+    's': _there_and_back(spiral, spiral_flipped),
+    'z': _there_and_back(raster, column),
+}
 
 ROUTES: dict[str, Routes] = {
     'raster': Routes((raster,)),
@@ -185,6 +233,10 @@ ROUTES: dict[str, Routes] = {
     'rot90': Routes((raster, column_mirrored, reverse(raster), reverse(column_mirrored))),
     'diagonal': Routes((diagonal, antidiagonal, reverse(diagonal), reverse(antidiagonal))),
     'snake': Routes((snake, column_snake, reverse(snake), reverse(column_snake))),
+    # MHS-VM, head by head and for 3 or 4 heads in one scan
+    **{f'mhs_{head}': Routes(paths) for head, paths in _MHS_HEADS.items()},
+    'mhs_3': Routes(tuple(path for head in 'cxs' for path in _MHS_HEADS[head])),
+    'mhs_4': Routes(tuple(path for head in 'cxsz' for path in _MHS_HEADS[head])),
 }
 """Routes by name."""
 
