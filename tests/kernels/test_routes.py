@@ -136,3 +136,8 @@ def test_paths_that_are_no_permutations_are_refused():
 def test_routes_need_a_path():
     with pytest.raises(ValueError, match='paths is empty'):
         Routes(())
+
+
+def test_a_table_on_the_meta_device_has_its_shape():
+    table = ROUTES['cross'].table(3, 5, torch.device('meta'))
+    assert table.is_meta and table.shape == (4, 15)

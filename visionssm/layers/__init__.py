@@ -1,6 +1,7 @@
 """Layers that two or more model families share."""
 
 from .bimamba import BiMamba, SelectiveSSM
+from .conv_stem import ConvDownsample, ConvStem, default_norm
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging, merge_patches
 from .pos_embed import (
@@ -19,6 +20,8 @@ from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, init_state_, ne
 __all__ = [
     'SS2D',
     'BiMamba',
+    'ConvDownsample',
+    'ConvStem',
     'PatchEmbed',
     'PatchMerging',
     'PlainPyramid',
@@ -27,6 +30,7 @@ __all__ = [
     'SimpleFeaturePyramid',
     'apply_rotary',
     'class_token_index',
+    'default_norm',
     'drop_class_tokens',
     'init_A_log_',
     'init_dt_bias_',

@@ -116,7 +116,8 @@ def _rename(state_dict: Mapping[str, Any], model: nn.Module, official: Official)
     official_class = getattr(model, 'official_class', official.classes[0])
     derived = official.derived(model)
     return translate_keys(
-        {key: value for key, value in state_dict.items() if key not in derived}, official.keys(official_class))
+        {key: value for key, value in official.tidy(state_dict).items() if key not in derived},
+        official.keys(official_class))
 
 
 def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:

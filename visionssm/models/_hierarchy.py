@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, List, Optional, Tuple, Union
 
 import torch
-from timm.layers import ClassifierHead, calculate_drop_path_rates, trunc_normal_
+from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dtype, trunc_normal_
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import nn
@@ -182,6 +182,7 @@ class Hierarchy(nn.Module):
         """
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
+        self.head.to(**get_device_dtype(self))  # an empty head does not know where the next classifier belongs
         self.head_hidden_size = self.head.num_features
 
     def forward_intermediates(

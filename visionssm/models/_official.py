@@ -30,6 +30,10 @@ def _no_derived(model: nn.Module) -> dict[str, torch.Tensor]:
     return {}
 
 
+def _already_tidy(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    return state_dict
+
+
 @dataclass(frozen=True)
 class Official:
     """What a family's file says about the official code.
@@ -42,6 +46,7 @@ class Official:
         infer: (state dict) to (official class, keyword arguments) as far as keys and shapes tell.
         derived: (model) to official entries that hold nothing trained: they are checked and left out on the way in,
             computed anew on the way out.
+        tidy: (state dict) to the same with names and shapes of older official code brought to those of `keys`.
     """
 
     classes: tuple[str, ...]
@@ -49,6 +54,7 @@ class Official:
     build: Callable[[str, Mapping[str, Any]], nn.Module]
     infer: Callable[[Mapping[str, torch.Tensor]], tuple[str, dict[str, Any]]]
     derived: Callable[[nn.Module], dict[str, torch.Tensor]] = _no_derived
+    tidy: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _already_tidy
 
 
 @cache
@@ -143,6 +149,7 @@ def from_official(
         raise TypeError(
             f'state_dict is a {type(state_dict).__name__}, not a dictionary of tensors; read a file with '
             f'visionssm.checkpoints.load_state_dict(path) first.')
+    state_dict = official.tidy(state_dict)
     if config is None:
         inferred_class, config = official.infer(state_dict)
         official_class = official_class or inferred_class
