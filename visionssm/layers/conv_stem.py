@@ -64,10 +64,10 @@ class ConvStem(nn.Module):
         norm_layer = norm_layer or default_norm
         self.in_chans = in_chans
         self.overlap = overlap
-        # An overlapping convolution pads, so it takes any image.
-        self.least = 1 if overlap else patch_size
+        stride = patch_size // 2
+        # Both overlapping convolutions pad by one pixel: with the usual stride of 2 they take any image.
+        self.least = max(1, stride * stride - stride - 1) if overlap else patch_size
         if overlap:
-            stride = patch_size // 2
             self.conv1 = nn.Conv2d(in_chans, dim // 2, stride + 1, stride, padding=1, **dd)
             self.norm1 = norm_layer(dim // 2, **dd)
             self.act = nn.GELU()
@@ -94,7 +94,7 @@ class ConvStem(nn.Module):
             x: Images, (B, in_chans, H, W).
 
         Returns:
-            (B, H', W', C); with `overlap` H' = ceil(ceil(H / s) / s) for s = patch_size / 2 = 2, else floor(H / p).
+            (B, H', W', C); H' = floor(H / patch_size), or with `overlap` and patches of 4 ceil(ceil(H / 2) / 2).
         """
         x = check_image(x, self.in_chans, self.least, self.least)
         x = self.norm1(self.conv1(x).permute(0, 2, 3, 1))
