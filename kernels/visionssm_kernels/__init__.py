@@ -6,9 +6,10 @@ from .causal_conv1d import causal_conv1d
 from .drop_in import causal_conv1d_fn, mamba_inner_fn, selective_scan_fn
 from .selective_scan import selective_scan
 from .selective_scan_2d import ROUTES, Routes, get_routes, selective_scan_2d
+from .wavefront_scan_2d import wavefront_scan_2d
 
 __all__ = [
     'ROUTES', 'Routes', 'backend_report', 'causal_conv1d', 'causal_conv1d_fn', 'compat',
     'export_decompositions', 'get_routes', 'mamba_inner_fn', 'selective_scan', 'selective_scan_2d', 'selective_scan_fn',
-    'set_strict', 'use_backend',
+    'set_strict', 'use_backend', 'wavefront_scan_2d',
 ]

@@ -7,7 +7,7 @@ import functools
 import os
 from pathlib import Path
 
-ABI = 1
+ABI = 2
 ENV_NATIVE = 'VISIONSSM_NATIVE'
 LIBRARY = Path(__file__).with_name('libvisionssm_native.so')
 INSTRUCTION_SETS = ('base', 'avx2', 'avx512')

@@ -76,6 +76,44 @@ def scan_inputs(
     return inputs
 
 
+def wavefront_inputs(
+        batch: int,
+        dim: int,
+        height: int,
+        width: int,
+        state: int,
+        extras: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+) -> Inputs:
+    """Makes random arguments of `wavefront_scan_2d` by name.
+
+    Args:
+        batch: B.
+        dim: D.
+        height: H.
+        width: W.
+        state: N.
+        extras: Also makes D and the biases of the steps.
+        dtype: Of the maps; parameters are float32, or float64 if this is.
+        device: Of all tensors.
+    """
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    maps, matrices = (batch, dim, height, width), (batch, state, height, width)
+
+    def make(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, dtype=parameter, device=device).to(dtype)
+
+    inputs: Inputs = {
+        'u': make(*maps), 'delta_top': make(*maps) / 2, 'delta_left': make(*maps) / 2,
+        'A_top': -4 * torch.rand(dim, state, dtype=parameter, device=device),
+        'A_left': -4 * torch.rand(dim, state, dtype=parameter, device=device),
+        'B_top': make(*matrices), 'B_left': make(*matrices), 'C': make(*matrices)}
+    if extras:
+        inputs |= {name: make(dim, dtype=parameter) for name in ('D', 'delta_bias_top', 'delta_bias_left')}
+    return inputs
+
+
 def results_and_gradients(
         function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
         inputs: Inputs,

@@ -29,6 +29,17 @@ def operator_fixture():
     return find
 
 
+@pytest.fixture(scope='session')
+def family_fixture():
+    """Returns a function that finds an operator fixture of a family by file name, or skips."""
+    def find(family: str, name: str) -> Path:
+        for folder in golden_folders():
+            if (folder / family / 'ops' / name).exists():
+                return folder / family / 'ops' / name
+        pytest.skip(f'{family}/ops/{name} is in none of the folders of golden fixtures (VISIONSSM_GOLDEN names one)')
+    return find
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fills torch.empty with NaN, so that an output nobody writes shows."""

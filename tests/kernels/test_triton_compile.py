@@ -20,6 +20,7 @@ from triton.backends.nvidia.compiler import get_ptxas  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
 from visionssm_kernels.selective_scan import triton_impl  # noqa: E402
+from visionssm_kernels.wavefront_scan_2d import triton_impl as wavefront  # noqa: E402
 
 HOPPER, MI300 = ('cuda', 90, 32), ('hip', 'gfx942', 64)
 POINTERS = {torch.float64: '*fp64', torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16',
@@ -70,6 +71,17 @@ def record(monkeypatch, dtype, batch=2, routes=1, dim=96, length=200, state=16, 
     return recorders
 
 
+def spills(built, folder: Path) -> str:
+    """Bytes that a compiled kernel spills from registers, as the assembler reports them."""
+    (folder / 'kernel.ptx').write_text(built.asm['ptx'])
+    report = subprocess.run(
+        [get_ptxas(90).path, '-v', '--gpu-name=sm_90a', 'kernel.ptx', '-o', 'kernel.cubin'],
+        cwd=folder, capture_output=True, text=True, check=False).stderr
+    found = re.search(r'(\d+) bytes spill stores', report)
+    assert found, report
+    return found.group(1)
+
+
 @pytest.mark.parametrize(('target', 'options'), [
     pytest.param(HOPPER, {'dtype': torch.float32}, id='sm90-float32'),
     pytest.param(HOPPER, {'dtype': torch.bfloat16, 'routes': 4, 'state': 1, 'index': True, 'full': False},
@@ -90,8 +102,39 @@ def test_full_tiles_stay_in_registers(monkeypatch, tmp_path: Path, dtype):
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for recorder in record(monkeypatch, dtype):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
-        (tmp_path / 'kernel.ptx').write_text(built.asm['ptx'])
-        report = subprocess.run(
-            [get_ptxas(90).path, '-v', '--gpu-name=sm_90a', 'kernel.ptx', '-o', 'kernel.cubin'],
-            cwd=tmp_path, capture_output=True, text=True, check=False).stderr
-        assert re.search(r'\b0 bytes spill stores', report), report
+        assert spills(built, tmp_path) == '0'
+
+
+def record_wavefront(monkeypatch, dtype, dim=96, size=(28, 28), state=16, full=True):
+    """Runs both launchers of the wavefront scan with recorders in place of the kernels."""
+    recorders = [Recorder(wavefront._wavefront_forward_kernel), Recorder(wavefront._wavefront_backward_kernel)]
+    monkeypatch.setattr(wavefront, '_wavefront_forward_kernel', recorders[0])
+    monkeypatch.setattr(wavefront, '_wavefront_backward_kernel', recorders[1])
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    u, B = torch.ones(2, dim, *size, dtype=dtype), torch.ones(2, state, *size, dtype=dtype)
+    A, D = -torch.ones(dim, state, dtype=parameter), torch.ones(dim, dtype=parameter) if full else None
+    args = (u, u, u, A, A, B, B, B, D, D, D)
+    out, checkpoints = wavefront.forward(*args, full, not full)
+    wavefront.backward(torch.ones_like(out), *args, checkpoints, full, not full)
+    return recorders
+
+
+@pytest.mark.parametrize(('target', 'options'), [
+    pytest.param(HOPPER, {'dtype': torch.float32}, id='sm90-float32'),
+    pytest.param(HOPPER, {'dtype': torch.bfloat16, 'dim': 1, 'size': (1, 1), 'state': 1, 'full': False},
+                 id='sm90-ones'),
+    pytest.param(HOPPER, {'dtype': torch.float64, 'size': (3, 200), 'dim': 17}, id='sm90-float64-parts'),
+    pytest.param(MI300, {'dtype': torch.float16, 'full': False}, id='gfx942-float16'),
+])
+def test_both_wavefront_kernels_compile_to_machine_code(monkeypatch, tmp_path: Path, target, options):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record_wavefront(monkeypatch, **options):
+        built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
+        assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
+
+
+def test_full_tiles_of_the_wavefront_stay_in_registers(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record_wavefront(monkeypatch, torch.float32, size=(56, 56)):
+        built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
+        assert spills(built, tmp_path) == '0'

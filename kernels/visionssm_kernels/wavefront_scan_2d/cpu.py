@@ -1,0 +1,126 @@
+"""The wavefront scan by the native library: see kernels/csrc/wavefront_scan.h and the contract in `reference`."""
+import ctypes
+import math
+
+import torch
+
+from .._dispatch import accumulation_dtype
+from .._native import instruction_set, native_library
+from .reference import ROWS
+
+_MAPS = ('u', 'delta_top', 'delta_left', 'dout')
+_MATRICES = {'b_top': 'B_top', 'b_left': 'B_left', 'c': 'C'}
+
+
+class WavefrontArgs(ctypes.Structure):
+    """Mirror of `wavefront_args` in kernels/csrc/wavefront_scan.h."""
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (
+            'batch', 'dim', 'state', 'height', 'width', 'delta_softplus', 'reverse', 'threads')),
+        *((name, ctypes.c_void_p) for name in (
+            'u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left',
+            'dout')),
+        *((f'{name}_stride', ctypes.c_int64 * 4) for name in (*_MAPS, *_MATRICES)),
+        *((name, ctypes.c_void_p) for name in (
+            'out', 'checkpoints', 'du', 'ddelta_top', 'ddelta_left', 'dA_top', 'dA_left', 'dD', 'dbias_top',
+            'dbias_left', 'dB_top', 'dB_left', 'dC')),
+    ]
+
+
+def _run(
+        inputs: dict[str, torch.Tensor | None],
+        delta_softplus: bool,
+        reverse: bool,
+        backward: bool,
+        **others: torch.Tensor | None,
+) -> None:
+    """Fills the outputs among `others`.
+
+    Args:
+        inputs: The tensors of the contract by name, in the accumulation dtype.
+        delta_softplus: See `reference`.
+        reverse: See `reference`.
+        backward: Runs the backward pass.
+        **others: The checkpoints, and the outputs of the pass; all contiguous.
+    """
+    u = inputs['u']
+    args = WavefrontArgs(u.shape[0], u.shape[1], inputs['A_top'].shape[1], *u.shape[2:], delta_softplus, reverse,
+                         torch.get_num_threads())
+    for name, x in {**inputs, **others}.items():
+        if x is not None:
+            setattr(args, name, x.data_ptr())
+    for field, name in {**{name: name for name in _MAPS}, **_MATRICES}.items():
+        if name in inputs:
+            setattr(args, f'{field}_stride', inputs[name].stride())
+    if native_library().visionssm_wavefront_scan(
+            ctypes.byref(args), u.dtype == torch.float64, backward, instruction_set()):
+        raise MemoryError('wavefront_scan_2d: no memory for the scratch space of the native kernels')
+
+
+def forward(
+        u: torch.Tensor,
+        delta_top: torch.Tensor,
+        delta_left: torch.Tensor,
+        A_top: torch.Tensor,
+        A_left: torch.Tensor,
+        B_top: torch.Tensor,
+        B_left: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        bias_top: torch.Tensor | None,
+        bias_left: torch.Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs the scan; see `reference`."""
+    dtype = accumulation_dtype(u)
+    batch, dim, height, width = u.shape
+    maps = dict(u=u, delta_top=delta_top, delta_left=delta_left, B_top=B_top, B_left=B_left, C=C)
+    inputs = {name: x.to(dtype) for name, x in maps.items()}
+    inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
+    out = torch.empty(u.shape, dtype=dtype)
+    checkpoints = torch.empty(batch, math.ceil(height / ROWS), A_top.shape[1], width, dim, dtype=dtype)
+    _run(inputs, delta_softplus, reverse, False, out=out, checkpoints=checkpoints)
+    return out.to(u.dtype), checkpoints
+
+
+def backward(
+        dout: torch.Tensor,
+        u: torch.Tensor,
+        delta_top: torch.Tensor,
+        delta_left: torch.Tensor,
+        A_top: torch.Tensor,
+        A_left: torch.Tensor,
+        B_top: torch.Tensor,
+        B_left: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        bias_top: torch.Tensor | None,
+        bias_left: torch.Tensor | None,
+        checkpoints: torch.Tensor,
+        delta_softplus: bool,
+        reverse: bool,
+) -> tuple[torch.Tensor | None, ...]:
+    """Gradients of the scan; see `reference`."""
+    dtype = accumulation_dtype(u)
+    batch, dim, height, width = u.shape
+    state = A_top.shape[1]
+    lanes = 8 if dtype == torch.float64 else 16
+    maps = dict(dout=dout, u=u, delta_top=delta_top, delta_left=delta_left, B_top=B_top, B_left=B_left, C=C)
+    inputs = {name: x.to(dtype) for name, x in maps.items()}
+    inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('du', 'ddelta_top', 'ddelta_left'), u.shape)
+    shapes |= dict.fromkeys(('dA_top', 'dA_left'), (batch, dim, state))
+    shapes |= {name: (batch, math.ceil(dim / lanes), state, height, width) for name in ('dB_top', 'dB_left', 'dC')}
+    shapes |= {name: (batch, dim) for name, x in (('dD', D), ('dbias_top', bias_top), ('dbias_left', bias_left))
+               if x is not None}
+    grads = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    _run(inputs, delta_softplus, reverse, True, checkpoints=checkpoints, **grads)
+    for name in ('dB_top', 'dB_left', 'dC'):
+        grads[name] = grads[name].sum(1)
+    for name in ('dA_top', 'dA_left', 'dD', 'dbias_top', 'dbias_left'):
+        if name in grads:
+            grads[name] = grads[name].sum(0)
+    return tuple(grads.get(name) for name in (
+        'du', 'ddelta_top', 'ddelta_left', 'dA_top', 'dA_left', 'dB_top', 'dB_left', 'dC', 'dD', 'dbias_top',
+        'dbias_left'))
