@@ -16,6 +16,7 @@ from .rope import apply_rotary, rotary_table
 from .ss2d import SS2D, RoutedSSM
 from .ss2d_official import ss2d_options
 from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, init_state_, negative_exp
+from .state_fusion import StateFusion
 
 __all__ = [
     'SS2D',
@@ -28,6 +29,7 @@ __all__ = [
     'RoutedSSM',
     'SelectiveSSM',
     'SimpleFeaturePyramid',
+    'StateFusion',
     'apply_rotary',
     'class_token_index',
     'default_norm',

@@ -1,0 +1,112 @@
+"""Structure-aware fusion of the states of a scan over a map, as in Spatial-Mamba."""
+
+from collections.abc import Sequence
+from typing import Any, Final, List
+
+import torch
+import torch.nn.functional as F
+from timm.layers import register_notrace_function
+from torch import nn
+
+from .ss2d import widen
+
+__all__ = ['StateFusion']
+
+
+def sum_of_dilated(
+        h: torch.Tensor,
+        kernels: List[torch.Tensor],
+        alpha: torch.Tensor,
+        dilations: List[int],
+) -> torch.Tensor:
+    """Return the weighted sum of dilated depthwise convolutions of a map (B, D, H, W) that repeats its edges."""
+    # Depthwise convolutions are quickest on channels-last memory, which is also what the rest of a block works on.
+    h = h.contiguous(memory_format=torch.channels_last)
+    weights = alpha.to(h.dtype)
+    out = h
+    for i, dilation in enumerate(dilations):
+        padded = F.pad(h, [dilation, dilation, dilation, dilation], mode='replicate')
+        kernel = kernels[i].to(h.dtype) * weights[i]
+        y = F.conv2d(padded, kernel, dilation=dilation, groups=h.shape[1])
+        out = y if i == 0 else out + y
+    return out
+
+
+@register_notrace_function
+def fuse_states(
+        h: torch.Tensor,
+        kernels: List[torch.Tensor],
+        alpha: torch.Tensor,
+        dilations: List[int],
+) -> torch.Tensor:
+    """Return the fused states in at least float32, under autocast too; arguments and result as in `StateFusion`."""
+    h = widen(h)
+    if torch.jit.is_scripting():
+        # TorchScript can neither ask for autocast (that crashes) nor switch it off on a device that it learns when it
+        # runs. A product tells, and float64 is never cast.
+        probe = torch.zeros([1, 1], dtype=h.dtype, device=h.device)
+        if torch.mm(probe, probe).dtype != h.dtype:
+            return sum_of_dilated(h.double(), kernels, alpha, dilations).to(h.dtype)
+        else:
+            return sum_of_dilated(h, kernels, alpha, dilations)
+    else:
+        # Asked first, because an exported program would keep the empty context; there is no autocast on meta.
+        if h.device.type != 'meta' and torch.is_autocast_enabled(h.device.type):
+            with torch.autocast(h.device.type, enabled=False):
+                return sum_of_dilated(h, kernels, alpha, dilations)
+        return sum_of_dilated(h, kernels, alpha, dilations)
+
+
+class StateFusion(nn.Module):
+    """Give every state of a map a learned sum of its neighbours at several distances, channel by channel.
+
+    out = sum_m alpha_m conv(h, kernel_m, dilation d_m), with 3 x 3 depthwise kernels and a map whose edges repeat
+    outwards.
+
+    For three dilations the sum equals one depthwise convolution of side 11, but on a CPU the dilated ones are quicker,
+    with gradients by a factor of two and more. So they serve training and inference alike, and nothing is kept that
+    could outlive a change of the weights.
+    """
+
+    dilations: Final[List[int]]
+
+    def __init__(
+            self,
+            dim: int,
+            dilations: Sequence[int] = (1, 3, 5),
+            device: torch.device | str | None = None,
+            dtype: torch.dtype | None = None,
+    ) -> None:
+        """Build the kernels.
+
+        Args:
+            dim: Channels D.
+            dilations: Distances of the neighbours.
+            device: Where the parameters are created.
+            dtype: Type of the parameters.
+        """
+        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
+        super().__init__()
+        if not dilations or min(dilations) < 1:
+            raise ValueError(f'dilations are {tuple(dilations)}; give at least one, each at least 1.')
+        self.dim = dim
+        self.dilations = list(dilations)
+        self.kernels = nn.ParameterList([torch.empty(dim, 1, 3, 3, **dd) for _ in dilations])
+        self.alpha = nn.Parameter(torch.empty(len(dilations), **dd))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set all weights to one."""
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
+
+    def forward(self, h: torch.Tensor) -> torch.Tensor:
+        """Fuse states.
+
+        Args:
+            h: States, (B, D, H, W) of any size.
+
+        Returns:
+            (B, D, H, W) in channels-last memory; float32, or float64 for float64 states, whatever autocast says.
+        """
+        return fuse_states(h, list(self.kernels), self.alpha, self.dilations)
