@@ -324,8 +324,8 @@ class SS2D(nn.Module):
         z = u
         if self.gated:
             u, z = u.chunk(2, dim=-1)
-        # One copy to channel-first here saves strided reads in the convolution, the projections and the scan.
-        u = self.act(self.conv(u.permute(0, 3, 1, 2).contiguous()))
+        # The convolution is fastest on channels-last memory, projections and scan on channel-first: one copy between.
+        u = self.act(self.conv(u.permute(0, 3, 1, 2))).contiguous()
         y = self.ssm(u).permute(0, 2, 3, 1)  # (B, D, H, W) -> (B, H, W, D)
         y = self.out_act(self.out_norm(y).to(u.dtype))
         if self.gated:
