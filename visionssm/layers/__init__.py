@@ -2,6 +2,7 @@
 
 from .bimamba import BiMamba, SelectiveSSM
 from .conv_stem import ConvDownsample, ConvStem, default_norm
+from .downsample import ConvPosEnc, InvertedDownsample
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging, merge_patches
 from .pos_embed import (
@@ -17,15 +18,19 @@ from .ss2d import SS2D, RoutedSSM
 from .ss2d_official import ss2d_options
 from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, init_state_, negative_exp
 from .state_fusion import StateFusion
+from .stem import ResidualStem
 
 __all__ = [
     'SS2D',
     'BiMamba',
     'ConvDownsample',
+    'ConvPosEnc',
     'ConvStem',
+    'InvertedDownsample',
     'PatchEmbed',
     'PatchMerging',
     'PlainPyramid',
+    'ResidualStem',
     'RoutedSSM',
     'SelectiveSSM',
     'SimpleFeaturePyramid',
