@@ -27,6 +27,8 @@ LAYERS = {
     'visionssm/layers': {'visionssm.layers', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/models': {'visionssm.models', 'visionssm.layers', 'visionssm.checkpoints', 'visionssm.utils',
                          'visionssm_kernels'},
+    'visionssm/segmentation': {'visionssm.segmentation', 'visionssm.models', 'visionssm.layers',
+                               'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }
 OPTIONAL = MM | {'cv2', 'matplotlib', 'scipy', 'albumentations', 'diffusers', 'tensorboard', 'mamba_ssm',

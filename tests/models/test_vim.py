@@ -250,7 +250,7 @@ def test_exported_program_equals_the_model(make, image):
     torch.testing.assert_close(program.module()(image), model(image))
 
 
-@pytest.mark.parametrize('name', visionssm.list_models())
+@pytest.mark.parametrize('name', visionssm.list_models('classification'))
 def test_every_model_is_built_by_name_on_the_meta_device(name: str):
     model = visionssm.create_model(name, device='meta', num_classes=7)
     channels, height, width = model.default_cfg['input_size']

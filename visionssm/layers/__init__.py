@@ -3,6 +3,7 @@
 from .bimamba import BiMamba, SelectiveSSM
 from .conv_stem import ConvDownsample, ConvStem, default_norm
 from .downsample import ConvPosEnc, InvertedDownsample
+from .multi_head_scan import GatedMultiHeadScan, MultiHeadScan, scan_route_attention
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging, merge_patches
 from .pos_embed import (
@@ -26,7 +27,9 @@ __all__ = [
     'ConvDownsample',
     'ConvPosEnc',
     'ConvStem',
+    'GatedMultiHeadScan',
     'InvertedDownsample',
+    'MultiHeadScan',
     'PatchEmbed',
     'PatchMerging',
     'PlainPyramid',
@@ -49,5 +52,6 @@ __all__ = [
     'resize_pos_embed',
     'resize_pos_embed_leading',
     'rotary_table',
+    'scan_route_attention',
     'ss2d_options',
 ]

@@ -1,6 +1,8 @@
 """Model creation through timm, with checkpoints that timm's loader alone would refuse."""
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,11 +10,12 @@ import torch
 from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import nn
 
-from visionssm.checkpoints.load import compare_shapes, load_state_dict, unwrap
+from visionssm.checkpoints.load import check_fit, compare_shapes, load_state_dict, unwrap
+from visionssm.utils.suggest import did_you_mean
 
 from ._official import Official, translate_keys
 
-__all__ = ['build_model', 'filter_official', 'load_official_keys']
+__all__ = ['build_model', 'build_task_model', 'filter_official', 'load_file', 'load_official_keys']
 
 Adapt = Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]]
 
@@ -57,6 +60,66 @@ def build_model(
     if source:
         _record_source(model, source)
     return model
+
+
+def build_task_model(
+        model_cls: type[nn.Module],
+        variant: str,
+        default_cfgs: Mapping[str, Any],
+        filter_fn: Callable[..., dict[str, Any]],
+        pretrained: bool = False,
+        checkpoint_path: str | os.PathLike | None = None,
+        pretrained_cfg: str | Mapping[str, Any] | None = None,
+        **kwargs: Any,
+) -> nn.Module:
+    """Build a model of a task by its registered name.
+
+    Args:
+        model_cls: Class to build.
+        variant: Registered name.
+        default_cfgs: What `timm.models.generate_default_cfgs` returns for the file's models.
+        filter_fn: The family's `checkpoint_filter_fn`.
+        pretrained: Load the weights that the configuration names.
+        checkpoint_path: Load this file instead.
+        pretrained_cfg: Tag of the weights, or a whole configuration; the variant's first one when None.
+        **kwargs: Arguments of the class.
+
+    Returns:
+        The model.
+    """
+    if kwargs.pop('features_only', False):
+        raise ValueError(f'{variant} is no backbone: features_only is for the models of the task classification.')
+    if pretrained_cfg is None or isinstance(pretrained_cfg, str):
+        known = default_cfgs[variant]
+        if pretrained_cfg and pretrained_cfg not in known.cfgs:
+            raise ValueError(f'{variant} has no weights {pretrained_cfg!r}. '
+                             f'{did_you_mean(pretrained_cfg, [tag for tag in known.cfgs if tag])}')
+        tag = pretrained_cfg or known.tags[0]
+        pretrained_cfg = {**known.cfgs[tag].to_dict(), 'architecture': variant, 'tag': tag}
+    model = build_model(
+        model_cls, variant, pretrained and checkpoint_path is None, filter_fn,
+        pretrained_cfg=dict(pretrained_cfg), **kwargs)
+    if checkpoint_path is not None:
+        load_file(model, checkpoint_path)
+    return model
+
+
+def load_file(model: nn.Module, path: str | os.PathLike) -> None:
+    """Load all weights of a file, classifier included, in our names or the official ones of the model's family.
+
+    Args:
+        model: A model whose file may define `checkpoint_filter_fn`.
+        path: A safetensors file, or one written by `torch.save`.
+
+    Raises:
+        CheckpointError: The file cannot be read or belongs to another model.
+    """
+    state_dict = load_state_dict(path)
+    filter_fn = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    state_dict = filter_fn(state_dict, model) if filter_fn else state_dict
+    # timm would drop a classifier of another size without a word; who names a file means all of it.
+    check_fit(model, state_dict, f'The checkpoint {os.fspath(path)!r}')
+    model.load_state_dict(state_dict)
 
 
 def filter_official(
@@ -116,7 +179,7 @@ def _rename(state_dict: Mapping[str, Any], model: nn.Module, official: Official)
     official_class = getattr(model, 'official_class', official.classes[0])
     derived = official.derived(model)
     return translate_keys(
-        {key: value for key, value in official.tidy(state_dict).items() if key not in derived},
+        {key: value for key, value in official.settle(state_dict).items() if key not in derived},
         official.keys(official_class))
 
 

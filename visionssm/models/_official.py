@@ -6,7 +6,6 @@ change in this module.
 
 import importlib
 import logging
-import pkgutil
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from torch import nn
 
 from visionssm.checkpoints.load import CheckpointError, compare_shapes
 from visionssm.utils.suggest import did_you_mean
+
+from ._tasks import public_modules, task_modules
 
 __all__ = ['Official', 'families', 'find_official', 'from_official', 'to_official', 'translate_keys']
 
@@ -46,7 +47,11 @@ class Official:
         infer: (state dict) to (official class, keyword arguments) as far as keys and shapes tell.
         derived: (model) to official entries that hold nothing trained: they are checked and left out on the way in,
             computed anew on the way out.
-        tidy: (state dict) to the same with names and shapes of older official code brought to those of `keys`.
+        tidy: (state dict) to the same with names and shapes of older official code brought to those of `keys`, and
+            without what official files hold beside a model.
+        aliases: Rows of (pattern of an entry that repeats another, pattern of that other). On the way in one of them is
+            enough and the other one wins, as in the official code, which loads it last; both are written.
+        family: Name of the family; that of the file when empty.
     """
 
     classes: tuple[str, ...]
@@ -55,6 +60,20 @@ class Official:
     infer: Callable[[Mapping[str, torch.Tensor]], tuple[str, dict[str, Any]]]
     derived: Callable[[nn.Module], dict[str, torch.Tensor]] = _no_derived
     tidy: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _already_tidy
+    aliases: KeyTable = ()
+    family: str = ''
+
+    def settle(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return a state dict as `keys` describes it: tidy, and each tensor under one name."""
+        state_dict = self.tidy(state_dict)
+        if not self.aliases:
+            return state_dict
+        proper = {key: value for key, value in state_dict.items() if translate_key(key, self.aliases) == key}
+        return {**translate_keys(state_dict, self.aliases), **proper}
+
+    def repeat(self, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an official state dict with the entries that the official code stores twice."""
+        return {**translate_keys(state_dict, self.aliases, reverse=True), **state_dict}
 
 
 @cache
@@ -95,29 +114,42 @@ def translate_keys(state_dict: Mapping[str, Any], table: KeyTable, reverse: bool
     return {translate_key(key, table, reverse): value for key, value in state_dict.items()}
 
 
+def _declarations() -> dict[str, Official]:
+    """Return every family's declaration: those of the models and those of the folders of tasks, which stand above."""
+    models = public_modules(importlib.import_module('visionssm.models'))
+    found: dict[str, Official] = {}
+    for module in [*models, *task_modules()]:
+        official = getattr(module, 'OFFICIAL', None)
+        if official is None:
+            continue
+        family = official.family or module.__name__.rpartition('.')[2]
+        if family in found:
+            raise ImportError(f'{module.__name__} declares the family {family!r}, which another file declares too.')
+        found[family] = official
+    return found
+
+
 def families() -> list[str]:
     """Return the names of the families that can be built from official state dicts."""
-    package = importlib.import_module('visionssm.models')
-    names = (info.name for info in pkgutil.iter_modules(package.__path__) if not info.name.startswith('_'))
-    return sorted(name for name in names if hasattr(importlib.import_module(f'visionssm.models.{name}'), 'OFFICIAL'))
+    return sorted(_declarations())
 
 
 def find_official(family: str) -> Official:
     """Return the declaration of a family.
 
     Args:
-        family: Name of the family's file, for example 'vim'.
+        family: Name of the family, for example 'vim'.
 
     Returns:
-        Its `OFFICIAL`.
+        The `OFFICIAL` of its file.
 
     Raises:
         ValueError: There is no such family.
     """
-    known = families()
+    known = _declarations()
     if family not in known:
         raise ValueError(f'Unknown family {family!r}. {did_you_mean(family, known)}')
-    return importlib.import_module(f'visionssm.models.{family}').OFFICIAL
+    return known[family]
 
 
 def from_official(
@@ -149,7 +181,7 @@ def from_official(
         raise TypeError(
             f'state_dict is a {type(state_dict).__name__}, not a dictionary of tensors; read a file with '
             f'visionssm.checkpoints.load_state_dict(path) first.')
-    state_dict = official.tidy(state_dict)
+    state_dict = official.settle(state_dict)
     if config is None:
         inferred_class, config = official.infer(state_dict)
         official_class = official_class or inferred_class
@@ -180,14 +212,15 @@ def to_official(
         official_class: Name of the official class; what the model was built as, or the family's usual one, when None.
 
     Returns:
-        Official key to tensor, with the entries that the official code stores though they can be computed.
+        Official key to tensor, with the entries that the official code stores though they can be computed or repeat
+        others.
     """
     official = find_official(family)
     if official_class is None:
         official_class = str(getattr(model, 'official_class', official.classes[0]))
     _check_class(official_class, family, official)
     table = official.keys(official_class)
-    return {**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)}
+    return official.repeat({**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)})
 
 
 def _check_class(official_class: str, family: str, official: Official) -> None:
