@@ -1,5 +1,7 @@
 """Axial rotary position embedding of a feature map, applied to adjacent channel pairs."""
 
+from typing import Optional
+
 import torch
 from timm.layers import register_notrace_function
 
@@ -12,31 +14,37 @@ def rotary_table(
         width: int,
         dim: int,
         reference: torch.Tensor,
-        reference_grid: float = 14.0,
+        reference_grid: Optional[float] = 14.0,
         theta: float = 10000.0,
+        precise: bool = False,
 ) -> torch.Tensor:
     """Compute cosines and sines of the rotation of every pixel of a map.
 
     The first half of the channels turns with the row, the second with the column; position i of n along an axis is
-    i / n * reference_grid, so that larger maps are squeezed into the range that was trained.
+    i / n * reference_grid, so that larger maps are squeezed into the range that was trained; without a grid it is i.
 
     Args:
         height: Rows H.
         width: Columns W.
         dim: Channels C, a multiple of 4.
         reference: Tensor whose device and dtype the table takes.
-        reference_grid: Side of the grid whose positions are 0, 1, 2, ...
+        reference_grid: Side of the grid whose positions are 0, 1, 2, ...; those of every grid when None.
         theta: Longest period is 2 pi theta.
+        precise: Compute the angles in float64 where `reference` is float64.
 
     Returns:
-        (2, H * W, C): cosines and sines; angles are computed in float32.
+        (2, H * W, C): cosines and sines; angles are computed in float32 otherwise.
     """
     half = dim // 2
     device = reference.device
-    exponents = torch.arange(0, half, 2, dtype=torch.float32, device=device) / half
+    dtype = torch.float64 if precise and reference.dtype == torch.float64 else torch.float32
+    exponents = torch.arange(0, half, 2, dtype=dtype, device=device) / half
     frequencies = 1.0 / theta ** exponents
-    rows = torch.arange(height, dtype=torch.float32, device=device) / height * reference_grid
-    columns = torch.arange(width, dtype=torch.float32, device=device) / width * reference_grid
+    rows = torch.arange(height, dtype=dtype, device=device)
+    columns = torch.arange(width, dtype=dtype, device=device)
+    if reference_grid is not None:
+        rows = rows / height * reference_grid
+        columns = columns / width * reference_grid
     row_angles = (rows[:, None] * frequencies).repeat_interleave(2, dim=-1)  # (H, C / 2)
     column_angles = (columns[:, None] * frequencies).repeat_interleave(2, dim=-1)  # (W, C / 2)
     angles = torch.cat([
