@@ -18,7 +18,7 @@ TIMM_LIST_MODELS = timm.list_models  # before it is replaced below
 @cache
 def is_token_model(name: str) -> bool:
     """Token models keep (B, L, C) in forward_features; timm tests them apart from those with maps."""
-    model = timm.create_model(name, device='meta')
+    model = timm.create_model(name, device='meta').eval()  # one image is no batch for BatchNorm
     return model.forward_features(torch.empty(1, *model.default_cfg['input_size'], device='meta')).ndim == 3
 
 
