@@ -5,31 +5,8 @@ from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._library import define_composite
 from ..selective_scan.op import routed_scan
 from ..selective_scan.reference import to_route
-from .routes import Routes, check_table, get_routes
-
-MERGES = ('sum', 'mean', 'none', 'step')
-
-
-def _is_traced(x: torch.Tensor) -> bool:
-    """Says whether x stands for a tensor of a graph under construction, where a cached table would be a constant."""
-    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
-
-
-def _resolve(
-        routes: str,
-        table: torch.Tensor | None,
-        u: torch.Tensor,
-) -> tuple[int, torch.Tensor | None, bool]:
-    """Returns the number of routes, their table (None for the memory order) and whether the order is reversed."""
-    if table is not None:
-        if table.device != u.device:
-            raise ValueError(f'selective_scan_2d: the table of routes is on {table.device}, but u is on {u.device}')
-        return table.shape[0], table.to(torch.int32).contiguous(), False
-    named = get_routes(routes)
-    if named.natural is not None:
-        return len(named), None, named.natural == 'reverse'
-    make = named.build if _is_traced(u) else named.table
-    return len(named), make(u.shape[-2], u.shape[-1], u.device), False
+from .cross import check_merge
+from .routes import Routes, choose, resolve
 
 
 def _canonical_matrix(name: str, x: torch.Tensor, size: tuple[int, ...], dim: int) -> torch.Tensor:
@@ -60,15 +37,14 @@ def _selective_scan_2d(
         table: torch.Tensor | None = None,
 ) -> torch.Tensor:
     op = 'selective_scan_2d'
-    if merge not in MERGES:
-        raise ValueError(f'{op}: merge must be one of {", ".join(MERGES)}, got {merge!r}')
+    check_merge(op, merge)
     check_tensors(op, u=u, delta=delta, A=A, B=B, C=C, D=D, delta_bias=delta_bias)
     check_ndim(op, 'u', u, (4, 5), '(B, D, H, W), or (B, K, D, H, W) for one map a route')
     check_ndim(op, 'A', A, (2,), '(K * D, N)')
     batch, (dim, height, width) = u.shape[0], u.shape[-3:]
     state = A.shape[1]
     check_not_empty(op, D=dim, N=state, H=height, W=width)
-    num_routes, index, reverse = _resolve(routes, table, u)
+    num_routes, index, reverse = resolve(op, routes, table, u, (height, width))
     if u.ndim == 5:
         check_shape(op, 'u', u, (batch, num_routes, dim, height, width), '(B, K, D, H, W)')
     check_shape(op, 'delta', delta, (batch, num_routes, dim, height, width), '(B, K, D, H, W)')
@@ -137,16 +113,6 @@ def selective_scan_2d(
     Note:
         Precision and gradients as for `selective_scan`.
     """
-    table = None
-    if isinstance(routes, Routes):
-        make = routes.build if _is_traced(u) else routes.table
-        table, routes = make(u.shape[-2], u.shape[-1], u.device), ''
-    elif isinstance(routes, torch.Tensor):
-        if not _is_traced(u):
-            check_table(routes, u.shape[-2] * u.shape[-1])
-        table, routes = routes.to(u.device), ''
-    elif not isinstance(routes, str):
-        raise TypeError(f'selective_scan_2d: routes must be a name, a Routes object or a table (K, H * W), got '
-                        f'{type(routes).__name__}')
+    routes, table = choose('selective_scan_2d', routes, u, (u.shape[-2], u.shape[-1]))
     return torch.ops.visionssm.selective_scan_2d(
         u, delta, A, B, C, D, delta_bias, delta_softplus, routes, merge, table)

@@ -2,38 +2,7 @@
 import torch
 
 from ..selective_scan import reference as selective_scan_reference
-
-
-def cross_scan(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Reads a map along K routes.
-
-    Args:
-        x: Map (B, D, H, W), or one a route (B, K, D, H, W).
-        table: Pixel numbers (K, H * W).
-
-    Returns:
-        Sequences (B, K, D, H * W).
-    """
-    x = x.flatten(-2)
-    x = x[:, None] if x.ndim == 3 else x
-    return selective_scan_reference.to_route(x, table, False)
-
-
-def cross_merge(y: torch.Tensor, table: torch.Tensor, merge: str = 'sum') -> torch.Tensor:
-    """Puts sequences back on their pixels: with 'sum' the transpose of `cross_scan`.
-
-    Args:
-        y: Sequences (B, K, D, L).
-        table: Pixel numbers (K, L).
-        merge: 'sum' or 'mean' over the routes, or 'none'; 'step' sums the sequences as they are.
-
-    Returns:
-        (B, D, L), or (B, K, D, L) with 'none'.
-    """
-    if merge == 'step':
-        return y.sum(1)
-    y = selective_scan_reference.from_route(y, table, False)
-    return {'sum': lambda: y.sum(1), 'mean': lambda: y.mean(1), 'none': lambda: y}[merge]()
+from .cross import cross_merge, cross_scan
 
 
 def selective_scan_2d(

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+MERGES = ('sum', 'mean', 'none', 'step')
+
 Path = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -264,3 +266,68 @@ def check_table(table: torch.Tensor, length: int) -> None:
     wrong = (table.sort(-1).values != expected).any(-1).nonzero().flatten().tolist()
     if wrong:
         raise ValueError(f'routes: rows {wrong} of the table are no permutations of the pixel numbers 0..{length - 1}')
+
+
+def is_traced(x: torch.Tensor) -> bool:
+    """Says whether x stands for a tensor of a graph under construction, where a cached table would be a constant."""
+    return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
+
+
+def _table(routes: Routes, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    make = routes.build if is_traced(x) else routes.table
+    return make(*size, x.device)
+
+
+def choose(
+        op: str,
+        routes: str | Routes | torch.Tensor,
+        x: torch.Tensor,
+        size: tuple[int, int],
+) -> tuple[str, torch.Tensor | None]:
+    """Turns what a public function takes for routes into what its op takes.
+
+    Args:
+        op: Name of the op, for messages.
+        routes: Name in `ROUTES`, a `Routes` object, or a table (K, H * W).
+        x: The leading argument of the op.
+        size: (H, W).
+
+    Returns:
+        A name and None, or '' and a table on the device of x.
+    """
+    if isinstance(routes, Routes):
+        return '', _table(routes, x, size)
+    if isinstance(routes, torch.Tensor):
+        if not is_traced(x):
+            check_table(routes, size[0] * size[1])
+        return '', routes.to(x.device)
+    if not isinstance(routes, str):
+        raise TypeError(f'{op}: routes must be a name, a Routes object or a table (K, H * W), got '
+                        f'{type(routes).__name__}')
+    return routes, None
+
+
+def resolve(
+        op: str,
+        routes: str,
+        table: torch.Tensor | None,
+        x: torch.Tensor,
+        size: tuple[int, int],
+) -> tuple[int, torch.Tensor | None, bool]:
+    """Returns the number of routes, their table (None for the memory order) and whether the order is reversed.
+
+    Args:
+        op: Name of the op, for messages.
+        routes: Name in `ROUTES`; ignored where there is a table.
+        table: Table (K, H * W), or None.
+        x: The leading argument of the op.
+        size: (H, W).
+    """
+    if table is not None:
+        if table.device != x.device:
+            raise ValueError(f'{op}: the table of routes is on {table.device}, but the map is on {x.device}')
+        return table.shape[0], table.to(torch.int32).contiguous(), False
+    named = get_routes(routes)
+    if named.natural is not None:
+        return len(named), None, named.natural == 'reverse'
+    return len(named), _table(named, x, size), False

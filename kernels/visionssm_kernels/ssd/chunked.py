@@ -3,7 +3,7 @@
 Within a chunk of Q positions the output is a masked quadratic form, y_i = sum_{j <= i} <C_i, B_j> W_ij step_j x_j with
 W_ij = exp(sum_{j < k <= i} step_k A); from chunk to chunk a state (P, N) a head is passed. The sums are taken over the
 segments themselves, not as differences of running sums: those cancel where one step is large, and would have to be
-exponentiated with the wrong sign above the diagonal. Chunks are worked off in stretches, so memory does not grow with Q.
+exponentiated with the wrong sign above the diagonal. Stretches of chunks follow each other, so W is never whole.
 
 Axes: chunks, batch, groups G, positions Q, heads of a group R, channels P; a chunk of B and C is (.., G, Q, N).
 """

@@ -13,11 +13,11 @@ with one scalar decay A a head, s_l a matrix (P, N) a head, softplus and bias wh
         -> gradients of the nine tensors
 
 x, z (B, L, M, P), dt (B, L, M), A (M,), B, C (B, L, G, N) with group m // (M / G) for head m, D (M, P), dt_bias (M,),
-initial_states (B, M, P, N); D, z, dt_bias and initial_states may be None; B, L, M, P, N >= 1. x, dt, B, C and z have any
-floating dtype and strides, the others are contiguous in the accumulation dtype. `out` has the dtype of x,
+initial_states (B, M, P, N); D, z, dt_bias and initial_states may be None; B, L, M, P, N >= 1. x, dt, B, C, z have any
+floating dtype and strides, the others are contiguous in the accumulation dtype. `out` has the dtype of x;
 `final_states` (B, M, P, N) and `starts` (B, M, chunks, P, N), the state before each chunk of `chunk_length` positions,
-the accumulation dtype. `dfinal_states` may be None. `backward` returns gradients in the shapes of the inputs and any
-floating dtype, None where the input is None.
+have the accumulation dtype. `dfinal_states` may be None. `backward` returns gradients in the shapes of the inputs and
+any floating dtype, None where the input is None.
 """
 import torch
 from torch.nn import functional as F
