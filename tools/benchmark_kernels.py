@@ -1,11 +1,12 @@
-"""Times the selective scan against its plain definition: paired runs in alternation, refused where results differ.
+"""Times a scan against its plain definition: paired runs in alternation, refused where results differ.
 
-    python tools/benchmark_kernels.py --threads 2 --json kernels.json --markdown kernels.md
+    python tools/benchmark_kernels.py --op selective_scan --threads 2 --json kernels.json --markdown kernels.md
 
-The plain definition is what most packages fall back to on a CPU: exp(delta A) and delta B u as (B, D, L, N) tensors, a
-Python loop over L, and the backward pass of autograd.
+The plain definition is what most packages fall back to on a CPU: exp(delta A) and delta B u as whole tensors with all
+states, a Python loop over positions (over anti-diagonals of a map), and the backward pass of autograd.
 """
 import argparse
+import dataclasses
 import datetime
 import functools
 import json
@@ -23,16 +24,14 @@ from pathlib import Path
 import torch
 
 try:
-    from visionssm_kernels import use_backend
+    from visionssm_kernels import selective_scan, use_backend, wavefront_scan_2d
     from visionssm_kernels._dispatch import BACKENDS
     from visionssm_kernels._native import native_why_not
-    from visionssm_kernels._testing import relative_rms, scan_inputs
-    from visionssm_kernels.selective_scan import selective_scan
+    from visionssm_kernels._testing import relative_rms, scan_inputs, wavefront_inputs
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 
 _logger = logging.getLogger('visionssm')
-SHAPES = ((1, 384, 197, 16), (1, 768, 1024, 16), (4, 384, 197, 16), (2, 96, 3136, 1))
 BOUNDS = {'forward': 1e-4, 'forward+backward': 5e-4}
 Inputs = dict[str, torch.Tensor]
 
@@ -58,13 +57,69 @@ def plain_definition(
     return torch.stack(ys, dim=2) + u * D[:, None]
 
 
-def contestant(name: str) -> Callable[..., torch.Tensor]:
+def plain_wavefront(
+        u: torch.Tensor,
+        delta_top: torch.Tensor,
+        delta_left: torch.Tensor,
+        A_top: torch.Tensor,
+        A_left: torch.Tensor,
+        B_top: torch.Tensor,
+        B_left: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor,
+        delta_bias_top: torch.Tensor,
+        delta_bias_left: torch.Tensor,
+) -> torch.Tensor:
+    """The two-axis scan with whole (B, D, N, H, W) tensors and a loop over anti-diagonals."""
+    height, width = u.shape[2:]
+    weight = torch.full((height, width), 0.5).to(u)
+    weight[:, 0] = 0
+    weight[0] = 1
+    decays, drive = [], torch.zeros_like(u[:, :, None])
+    for delta, bias, A, B, share in ((delta_left, delta_bias_left, A_left, B_left, weight),
+                                     (delta_top, delta_bias_top, A_top, B_top, 1 - weight)):
+        delta = torch.nn.functional.softplus(delta + bias[:, None, None])[:, :, None]
+        decays.append(share * torch.exp(delta * A[:, :, None, None]))
+        drive = drive + share * delta * B[:, None] * u[:, :, None]
+    state = u.new_zeros(*drive.shape[:3], height)
+    ys, order = [], []
+    for k in range(height + width - 1):
+        i = torch.arange(max(0, k - width + 1), min(k, height - 1) + 1, device=u.device)
+        at = (..., i, k - i)
+        above = torch.nn.functional.pad(state, (1, 0))[..., i]
+        new = decays[0][at] * state[..., i] + decays[1][at] * above + drive[at]
+        state = state.index_copy(-1, i, new)
+        ys.append((new * C[:, None][at]).sum(2))
+        order.append(i * width + k - i)
+    y = torch.cat(ys, -1)[..., torch.cat(order).argsort()]
+    return y.unflatten(-1, (height, width)) + u * D[:, None, None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Op:
+    """An op to time: itself, its plain definition, its random inputs, and the sizes that models use."""
+    ours: Callable[..., torch.Tensor]
+    plain: Callable[..., torch.Tensor]
+    inputs: Callable[..., dict]
+    axes: str
+    shapes: tuple[tuple[int, ...], ...]
+
+
+OPS = {
+    'selective_scan': Op(selective_scan, plain_definition, scan_inputs, '(B, D, L, N)', (
+        (1, 384, 197, 16), (1, 768, 1024, 16), (4, 384, 197, 16), (2, 96, 3136, 1))),
+    'wavefront_scan_2d': Op(wavefront_scan_2d, plain_wavefront, wavefront_inputs, '(B, D, H, W, N)', (
+        (1, 64, 56, 56, 16), (1, 128, 28, 28, 16), (4, 32, 56, 56, 16))),
+}
+
+
+def contestant(op: Op, name: str) -> Callable[..., torch.Tensor]:
     """Returns the function of a contestant: 'plain', or a backend of ours."""
     def ours(**inputs: torch.Tensor) -> torch.Tensor:
         with use_backend(name):
-            return selective_scan(**inputs, delta_softplus=True)
+            return op.ours(**inputs, delta_softplus=True)
 
-    return plain_definition if name == 'plain' else ours
+    return op.plain if name == 'plain' else ours
 
 
 def forward(function: Callable[..., torch.Tensor], inputs: Inputs) -> list[torch.Tensor]:
@@ -83,12 +138,12 @@ def forward_backward(function: Callable[..., torch.Tensor], inputs: Inputs) -> l
 PASSES = {'forward': forward, 'forward+backward': forward_backward}
 
 
-def make_inputs(shape: tuple[int, ...], device: torch.device) -> Inputs:
+def make_inputs(op: Op, shape: tuple[int, ...], device: torch.device) -> Inputs:
     """Makes the inputs of one case, with the decay rates -1, ..., -N that models start from."""
-    inputs = scan_inputs(*shape, device=device)
-    del inputs['z']
-    rates = -torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=device)
-    return inputs | {'A': rates.expand(shape[1], -1).contiguous()}
+    inputs = op.inputs(*shape, device=device)
+    inputs.pop('z', None)
+    rates = -torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=device).expand(shape[1], -1).contiguous()
+    return {name: rates.clone() if name[0] == 'A' else x for name, x in inputs.items()}
 
 
 def timed(run: Callable[[], list[torch.Tensor]], device: torch.device) -> float:
@@ -103,6 +158,7 @@ def timed(run: Callable[[], list[torch.Tensor]], device: torch.device) -> float:
 
 
 def measure(
+        op: Op,
         shape: tuple[int, ...],
         stage: str,
         names: list[str],
@@ -115,9 +171,9 @@ def measure(
     falls on all alike; the ratio is the median of the ratios within a round. The least time of all runs is kept too:
     on a shared machine it is the one that nobody disturbed.
     """
-    inputs = make_inputs(shape, device)
-    runs = {name: functools.partial(PASSES[stage], contestant(name), inputs) for name in names}
-    reference = PASSES[stage](contestant('reference'), {name: x.double() for name, x in inputs.items()})
+    inputs = make_inputs(op, shape, device)
+    runs = {name: functools.partial(PASSES[stage], contestant(op, name), inputs) for name in names}
+    reference = PASSES[stage](contestant(op, 'reference'), {name: x.double() for name, x in inputs.items()})
     times: dict[str, list[float]] = {}
     least: dict[str, float] = {}
     errors = {}
@@ -157,10 +213,10 @@ def environment(device: torch.device, threads: int) -> dict:
             'peak memory MB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def markdown(rows: list[dict], about: dict) -> str:
+def markdown(rows: list[dict], about: dict, axes: str) -> str:
     """Returns the table."""
     lines = [', '.join(f'{key} {value}' for key, value in about.items()), '',
-             '| (B, D, L, N) | pass | backend | median ms | least ms | ratio (medians) | ratio (least) | rel. RMS |',
+             f'| {axes} | pass | backend | median ms | least ms | ratio (medians) | ratio (least) | rel. RMS |',
              '|---|---|---|---:|---:|---:|---:|---:|']
     for row in rows:
         ratios = ' | '.join('-' if row[key] is None else f'{row[key]:.1f}' for key in ('ratio', 'least ratio'))
@@ -174,7 +230,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--backends', nargs='+', default=None, choices=[*BACKENDS, 'plain'],
                         help='contestants; default: plain, reference, chunked, and native where it is built')
-    parser.add_argument('--shape', nargs=4, type=int, action='append', metavar=('B', 'D', 'L', 'N'), help='may repeat')
+    parser.add_argument('--op', default='selective_scan', choices=list(OPS))
+    parser.add_argument('--shape', nargs='+', type=int, action='append', metavar='N',
+                        help='sizes in the order of the table: B D L N, or B D H W N; may repeat')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
@@ -187,11 +245,14 @@ def main() -> None:
     torch.manual_seed(0)
     names = args.backends or ['plain', 'reference', 'chunked', *([] if native_why_not('cpu') else ['native'])]
     rows = []
-    for shape in args.shape or SHAPES:
+    op = OPS[args.op]
+    for shape in args.shape or op.shapes:
+        if len(shape) != len(op.shapes[0]):
+            parser.error(f'--shape of {args.op} takes {op.axes}, got {shape}')
         for stage in args.passes:
-            rows += measure(tuple(shape), stage, names, args.rounds, args.device)
-    about = environment(args.device, args.threads)
-    table = markdown(rows, about)
+            rows += measure(op, tuple(shape), stage, names, args.rounds, args.device)
+    about = {'op': args.op, **environment(args.device, args.threads)}
+    table = markdown(rows, about, op.axes)
     print(table)
     for path, text in ((args.json, json.dumps({'environment': about, 'rows': rows}, indent=1)), (args.markdown, table)):
         if path:
