@@ -855,6 +855,16 @@ default_cfgs = generate_default_cfgs({
     'vim_pico': _cfg(input_size=(3, 32, 32), crop_pct=1.0, description='A small model without weights, for tests.'),
 })
 
+# What the authors state for each file of weights, in per cent.
+official_results = {
+    'vim_tiny.in1k': {'top1': 76.1, 'top5': 93.0},
+    'vim_tiny_stride8.ft_in1k': {'top1': 78.3, 'top5': 94.2},
+    'vim_small.in1k': {'top1': 80.5, 'top5': 95.1},
+    'vim_small_stride8.ft_in1k': {'top1': 81.6, 'top5': 95.4},
+    'vim_base.in1k': {'top1': 81.9, 'top5': 95.8},
+    'vim_tiny_rope.preview_in1k': {'top1': 73.1, 'top5': 91.1},
+}
+
 
 def _create_vim(variant: str, pretrained: bool = False, **kwargs: Any) -> Vim:
     depth = kwargs.get('depth', 24)
