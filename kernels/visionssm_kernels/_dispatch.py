@@ -182,7 +182,8 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
                 _log_once(op, name, device.type, refused, requested)
                 return importlib.import_module(backends[name].module)
         refused.append(f'{name}: {reason}')
-        if is_strict():
+        # An op that never had a backend does not fall back: nobody asked for it by name
+        if is_strict() and (name in backends or requested == name):
             raise RuntimeError(
                 f'{op} cannot run on {device.type} with backend {name!r}: {reason}. Strict mode forbids a fall-back: '
                 f'choose another with use_backend(...) or {ENV_BACKEND}, or call set_strict(False)')

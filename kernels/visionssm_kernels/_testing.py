@@ -114,6 +114,42 @@ def wavefront_inputs(
     return inputs
 
 
+def nc_ssd_inputs(
+        batch: int,
+        length: int,
+        heads: int,
+        size: int,
+        groups: int,
+        state: int,
+        extras: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+) -> Inputs:
+    """Makes random arguments of `nc_ssd` by name.
+
+    Args:
+        batch: B.
+        length: L.
+        heads: M.
+        size: P.
+        groups: G.
+        state: N.
+        extras: Also makes D.
+        dtype: Of x, dt, B and C; parameters are float32, or float64 if this is.
+        device: Of all tensors.
+    """
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def make(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, dtype=parameter, device=device).to(dtype)
+
+    inputs: Inputs = {
+        'x': make(batch, length, heads, size), 'dt': make(batch, length, heads).abs(),
+        'A': -4 * torch.rand(heads, dtype=parameter, device=device),
+        'B': make(batch, length, groups, state), 'C': make(batch, length, groups, state)}
+    return inputs | {'D': make(heads, dtype=parameter)} if extras else inputs
+
+
 def results_and_gradients(
         function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
         inputs: Inputs,

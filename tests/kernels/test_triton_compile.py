@@ -19,6 +19,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.backends.nvidia.compiler import get_ptxas  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from visionssm_kernels.nc_ssd import triton_impl as nc_ssd  # noqa: E402
 from visionssm_kernels.selective_scan import triton_impl  # noqa: E402
 from visionssm_kernels.wavefront_scan_2d import triton_impl as wavefront  # noqa: E402
 
@@ -136,5 +137,44 @@ def test_both_wavefront_kernels_compile_to_machine_code(monkeypatch, tmp_path: P
 def test_full_tiles_of_the_wavefront_stay_in_registers(monkeypatch, tmp_path: Path):
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for recorder in record_wavefront(monkeypatch, torch.float32, size=(56, 56)):
+        built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
+        assert spills(built, tmp_path) == '0'
+
+
+def record_nc_ssd(monkeypatch, stage, dtype, length=3136, heads=2, size=64, groups=1, state=64, skip=True):
+    """Runs one launcher of the non-causal SSD with recorders in place of the kernels."""
+    names = ('_sum_kernel', '_read_kernel', *(('_contract_kernel',) if stage == 'backward' else ()))
+    recorders = {name: Recorder(getattr(nc_ssd, name)) for name in names}
+    for name, recorder in recorders.items():
+        monkeypatch.setattr(nc_ssd, name, recorder)
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    x, B = torch.ones(2, length, heads, size, dtype=dtype), torch.ones(2, length, groups, state, dtype=dtype)
+    A, dt = torch.ones(heads, dtype=parameter), torch.ones(2, length, heads, dtype=parameter)
+    args, state = (x, dt, A, B, B, A if skip else None), A.new_ones(2, heads, state, size)
+    if stage == 'forward':
+        nc_ssd.forward(*args, True)
+    else:
+        nc_ssd.backward(x, *args, state, True)
+    return recorders.values()
+
+
+@pytest.mark.parametrize('stage', ['forward', 'backward'])
+@pytest.mark.parametrize(('target', 'options'), [
+    pytest.param(HOPPER, {'dtype': torch.float32}, id='sm90-float32'),
+    pytest.param(HOPPER, {'dtype': torch.bfloat16, 'length': 1, 'heads': 1, 'size': 1, 'state': 1, 'skip': False},
+                 id='sm90-ones'),
+    pytest.param(HOPPER, {'dtype': torch.float64, 'groups': 2, 'size': 24}, id='sm90-float64-groups'),
+    pytest.param(MI300, {'dtype': torch.float16, 'state': 200}, id='gfx942-float16'),
+])
+def test_kernels_of_the_non_causal_ssd_compile_to_machine_code(monkeypatch, tmp_path: Path, stage, target, options):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record_nc_ssd(monkeypatch, stage, **options):
+        built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
+        assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
+
+
+def test_tiles_of_the_non_causal_ssd_stay_in_registers(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record_nc_ssd(monkeypatch, 'backward', torch.float32):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert spills(built, tmp_path) == '0'
