@@ -150,6 +150,46 @@ def nc_ssd_inputs(
     return inputs | {'D': make(heads, dtype=parameter)} if extras else inputs
 
 
+def ssd_inputs(
+        batch: int,
+        length: int,
+        heads: int,
+        channels: int,
+        groups: int,
+        state: int,
+        extras: bool = True,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+) -> Inputs:
+    """Makes random arguments of `ssd` by name.
+
+    Args:
+        batch: B.
+        length: L.
+        heads: M.
+        channels: P.
+        groups: G.
+        state: N.
+        extras: Also makes D, z, dt_bias and initial_states.
+        dtype: Of the sequences; parameters and states are float32, or float64 if this is.
+        device: Of all tensors.
+    """
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def make(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        return torch.randn(shape, dtype=parameter, device=device).to(dtype)
+
+    inputs: Inputs = {
+        'x': make(batch, length, heads, channels), 'dt': make(batch, length, heads) / 2,
+        'A': -4 * torch.rand(heads, dtype=parameter, device=device),
+        'B': make(batch, length, groups, state), 'C': make(batch, length, groups, state)}
+    if extras:
+        inputs |= {'D': make(heads, channels, dtype=parameter), 'z': make(batch, length, heads, channels),
+                   'dt_bias': make(heads, dtype=parameter),
+                   'initial_states': make(batch, heads, channels, state, dtype=parameter)}
+    return inputs
+
+
 def results_and_gradients(
         function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]],
         inputs: Inputs,

@@ -80,11 +80,11 @@ class _Problem:
     def decays(self, stretch: slice) -> tuple[torch.Tensor, ...]:
         """Decays of a stretch: from the start of each chunk (.., G, Q, R, 1), W (.., G, R, Q, Q), to its end (.., G, Q,
         R, 1), and over all of it (.., G, R, 1, 1)."""
-        log_decay = (self.step[stretch] * self.A).transpose(-1, -2)
+        log_decay = (self.step[stretch] * self.A).mT
         since_start = torch.exp(log_decay.cumsum(-1))
         within = segment_decays(log_decay)
-        to_end = within[..., -1, :].transpose(-1, -2)[..., None].contiguous()
-        return since_start.transpose(-1, -2)[..., None], within, to_end, since_start[..., -1:, None]
+        to_end = within[..., -1, :].mT[..., None].clone()  # callers overwrite W
+        return since_start.mT[..., None], within, to_end, since_start[..., -1:, None]
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
