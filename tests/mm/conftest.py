@@ -1,6 +1,7 @@
 """Fixtures that train the toy task, in this process or through the tools."""
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import uuid
@@ -22,6 +23,7 @@ def _toy_on_the_path(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
     monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(HERE), str(ROOT), str(ROOT / 'kernels')]))
     monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    monkeypatch.setenv('PYTHONFAULTHANDLER', '1')
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,3 +93,33 @@ def run_tool(tmp_path):
                               cwd=tmp_path)
 
     return run
+
+
+@pytest.fixture
+def free_port():
+    """A port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def full_state(path):
+    checkpoint = torch.load(path, weights_only=False)
+    tensors = {f'{part}.{key}': value for part in ('state_dict', 'ema_state_dict')
+               for key, value in checkpoint[part].items()}
+    for index, slot in checkpoint['optimizer']['state'].items():
+        tensors |= {f'optimizer.{index}.{key}': value for key, value in slot.items()}
+    return tensors
+
+
+@pytest.fixture
+def assert_same_state():
+    """A function that compares two training checkpoints bit by bit: weights, their average, and the optimizer."""
+
+    def compare(one, two):
+        one, two = full_state(one), full_state(two)
+        assert one.keys() == two.keys()
+        different = [key for key in one if not torch.equal(one[key], two[key])]
+        assert not different
+
+    return compare

@@ -1,6 +1,5 @@
 """Two processes with half the batch each train like one process: replicated and sharded, on the CPU with gloo."""
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -9,12 +8,6 @@ import torch
 from visionssm.openmmlab.dist import init_cpu_group, shard
 
 WRAPPERS = {'ddp': None, 'fsdp': dict(type='FullyShard', min_params=10_000)}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture
@@ -41,9 +34,9 @@ def losses(tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('kind', WRAPPERS)
-def test_two_processes_train_like_one(plain_config, train_toy, run_tool, tmp_path, kind):
+def test_two_processes_train_like_one(plain_config, train_toy, run_tool, tmp_path, free_port, kind):
     train_toy(plain_config('one', 8))
-    done = run_tool(plain_config('two', 4, WRAPPERS[kind]), nproc=2, port=free_port())
+    done = run_tool(plain_config('two', 4, WRAPPERS[kind]), nproc=2, port=free_port)
     assert done.returncode == 0, done.stderr[-3000:]
     one, two = losses(tmp_path, 'one'), losses(tmp_path, 'two')
     assert len(one) == len(two) == 24
@@ -59,13 +52,13 @@ def test_two_processes_train_like_one(plain_config, train_toy, run_tool, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_sharded_checkpoint_resumes_sharded_and_whole(plain_config, train_toy, run_tool, tmp_path):
+def test_a_sharded_checkpoint_resumes_sharded_and_whole(plain_config, train_toy, run_tool, tmp_path, free_port):
     first = str(tmp_path / 'whole' / 'epoch_1.pth')
     configs = [plain_config('whole', 4, WRAPPERS['fsdp']),
                plain_config('again', 4, WRAPPERS['fsdp'], resume=True, load_from=first),
                plain_config('mixed', 4, dict(type='FullyShard', min_params=10_000, param_dtype='bfloat16',
                                              reduce_dtype='float32'))]
-    done = run_tool(configs, nproc=2, port=free_port())
+    done = run_tool(configs, nproc=2, port=free_port)
     assert done.returncode == 0, done.stderr[-3000:]
     train_toy(plain_config('one', 8, resume=True, load_from=first))
     whole, again, one = (torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False)

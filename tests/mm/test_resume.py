@@ -10,22 +10,6 @@ from visionssm.checkpoints import CheckpointError, save_safetensors
 MIXUP = dict(mixup_alpha=0.8, cutmix_alpha=1.0, label_smoothing=0.1)
 
 
-def full_state(path):
-    checkpoint = torch.load(path, weights_only=False)
-    tensors = {f'{part}.{key}': value for part in ('state_dict', 'ema_state_dict')
-               for key, value in checkpoint[part].items()}
-    for index, slot in checkpoint['optimizer']['state'].items():
-        tensors |= {f'optimizer.{index}.{key}': value for key, value in slot.items()}
-    return tensors
-
-
-def assert_same_state(one, two):
-    one, two = full_state(one), full_state(two)
-    assert one.keys() == two.keys()
-    different = [key for key in one if not torch.equal(one[key], two[key])]
-    assert not different
-
-
 @pytest.fixture
 def random_config(toy_config):
     """The toy run with everything that draws random numbers: augmentation, drop path, Mixup, loader processes."""
@@ -45,8 +29,8 @@ def random_config(toy_config):
 
 @pytest.mark.parametrize(('by_epoch', 'interval', 'last'), [(True, 1, 'epoch_3'), (False, 5, 'iter_24')],
                          ids=['epoch-checkpoints', 'mid-epoch-checkpoints'])
-def test_kill_and_resume_reaches_the_same_weights(random_config, train_toy, run_tool, tmp_path, by_epoch, interval,
-                                                  last):
+def test_kill_and_resume_reaches_the_same_weights(random_config, train_toy, run_tool, tmp_path, assert_same_state,
+                                                  by_epoch, interval, last):
     train_toy(random_config('whole', by_epoch, interval))
     killed = run_tool(random_config('killed', by_epoch, interval, hooks=[dict(type='KillHook', step=13)]))
     assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
@@ -67,7 +51,7 @@ def test_resume_from_the_middle_of_an_epoch_sees_only_the_rest(random_config, tr
     assert len(np.load(losses)) == 4
 
 
-def test_a_run_by_steps_resumes_to_the_same_weights(random_config, train_toy, tmp_path):
+def test_a_run_by_steps_resumes_to_the_same_weights(random_config, train_toy, tmp_path, assert_same_state):
     by_steps = dict(by_epoch=False, max_iters=24, val_interval=8)
 
     def config(name, **overrides):

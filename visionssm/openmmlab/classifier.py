@@ -2,7 +2,7 @@
 import inspect
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -16,13 +16,36 @@ import visionssm  # noqa: F401  (puts our models into timm's registry)
 
 from ..registry import MODELS
 from ..utils.suggest import did_you_mean
+from . import dist
 
 for _loss in (BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy,
               nn.CrossEntropyLoss):
     MODELS.register_module(module=_loss)
+soft_target_loss = SoftTargetCrossEntropy()
 
 # losses that read class indices only and so cannot follow Mixup or CutMix
 INDEX_LOSSES = (LabelSmoothingCrossEntropy, JsdCrossEntropy)
+
+
+class Mesa(NamedTuple):
+    """Distillation from the model's own averaged weights (MESA: sharpness-aware training for free)."""
+    weight: float = 1.0
+    """Factor of the loss."""
+    start: float = 0.25
+    """Share of the training that runs without it."""
+
+
+def _read_mesa(options: dict) -> Mesa:
+    for key in options:
+        if key not in Mesa._fields:
+            raise ValueError(f'mesa has no key {key!r}. {did_you_mean(key, Mesa._fields)} '
+                             f'It takes {", ".join(Mesa._fields)}.')
+    mesa = Mesa(**options)
+    if not mesa.weight > 0:
+        raise ValueError(f'mesa.weight must be above 0, got {mesa.weight}; mesa=None switches the loss off')
+    if not 0 <= mesa.start < 1:
+        raise ValueError(f'mesa.start must be in [0, 1), the share of the training without the loss, got {mesa.start}')
+    return mesa
 
 
 def create_timm_model(name: str, **kwargs: Any) -> nn.Module:
@@ -133,6 +156,8 @@ class ImageClassifier(BaseModel):
         data_preprocessor: Arguments of :class:`ClsDataPreprocessor`; ``mean`` and ``std`` are the model's own
             unless given.
         grad_checkpointing: Whether blocks are recomputed in the backward pass to save memory.
+        mesa: ``dict(weight=1.0, start=0.25)`` adds, after that share of the training, ``weight`` times the soft-target
+            cross-entropy to the class probabilities of the averaged model, which needs an ``EMAHook``.
         init_cfg: Not used: timm's models initialise themselves. Kept for MMEngine's protocol.
     """
 
@@ -143,6 +168,7 @@ class ImageClassifier(BaseModel):
             mixup: dict | None = None,
             data_preprocessor: dict | None = None,
             grad_checkpointing: bool = False,
+            mesa: dict | None = None,
             init_cfg: dict | None = None,
     ) -> None:
         if 'name' not in model:
@@ -152,6 +178,8 @@ class ImageClassifier(BaseModel):
                         **self._normalisation(net), **(data_preprocessor or {})}
         super().__init__(data_preprocessor=MODELS.build(preprocessor), init_cfg=init_cfg)
         self.model = net
+        self.mesa = None if mesa is None else _read_mesa(mesa)
+        self.set_teacher(None)
         if grad_checkpointing:
             net.set_grad_checkpointing(True)
         mixes = self.data_preprocessor.mixup is not None
@@ -181,6 +209,25 @@ class ImageClassifier(BaseModel):
     def init_weights(self) -> None:
         """Keep what timm has initialised or loaded: MMEngine would call the model's own initialiser again."""
         self._is_init = True
+
+    def set_teacher(self, teacher: nn.Module | None) -> None:
+        """Learn from another model's answers as well, as the option ``mesa`` says.
+
+        Args:
+            teacher: An :class:`ImageClassifier` that answers without gradient, in evaluation mode; None for none.
+        """
+        # past nn.Module's registration: the teacher is no part of this model's parameters, weights or copies
+        self.__dict__['teacher'] = None if teacher is None else teacher.eval()
+
+    def _losses(self, inputs: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        # losses in float32 whatever autocast chose for the head
+        loss = self.loss(logits.float(), labels)
+        if self.mesa is None or self.teacher is None:
+            return {'loss': loss}
+        with torch.no_grad():
+            target = self.teacher(inputs).float().softmax(dim=-1)
+        dist.reshard(self.teacher)
+        return {'loss_cls': loss, 'loss_mesa': self.mesa.weight * soft_target_loss(logits.float(), target)}
 
     def parse_losses(self, losses: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Sum the losses for the backward pass, and average over all processes what is logged.
@@ -227,8 +274,9 @@ class ImageClassifier(BaseModel):
             labels: Class indices (B,), or densities (B, num_classes).
             paths: Where the images come from.
             indices: Places of the images in the dataset.
-            mode: ``tensor`` for logits (B, num_classes), ``loss`` for ``dict(loss=...)``, ``predict`` for one
-                ``dict(index, label, scores, path)`` an image, its scores (num_classes,) float32 on the CPU.
+            mode: ``tensor`` for logits (B, num_classes), ``loss`` for ``dict(loss=...)`` (with a teacher ``loss_cls``
+                and ``loss_mesa``, whose sum is the loss), ``predict`` for one ``dict(index, label, scores, path)`` an
+                image, its scores (num_classes,) float32 on the CPU.
 
         Returns:
             What ``mode`` asks for.
@@ -241,8 +289,7 @@ class ImageClassifier(BaseModel):
         if mode == 'tensor':
             return logits
         if mode == 'loss':
-            # losses in float32 whatever autocast chose for the head
-            return {'loss': self.loss(logits.float(), labels)}
+            return self._losses(inputs, logits, labels)
         if mode != 'predict':
             raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
         scores = logits.float().softmax(dim=-1).cpu()

@@ -42,6 +42,12 @@ def init_cpu_group(launcher: str, backend: str = 'gloo', **kwargs: Any) -> None:
     dist.init_process_group('gloo' if backend == 'nccl' else backend, **kwargs)
 
 
+def leave_group() -> None:
+    """Close the process group, if there is one, as PyTorch asks for before a process ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether :func:`shard` split the parameters of a model over the processes."""
     return isinstance(model, FSDPModule)
@@ -77,6 +83,20 @@ def shard(model: nn.Module, cfg: dict, device_type: str) -> nn.Module:
     for block in reversed(list(dict.fromkeys(blocks))):
         fully_shard(block, **options)
     return fully_shard(model, **options)
+
+
+def reshard(model: nn.Module) -> None:
+    """Cut the parameters of a sharded model again after a forward pass that no backward pass follows.
+
+    PyTorch keeps the outermost parameters whole for a backward pass, and so would miss what an average writes into
+    the parts. A model that is not sharded is left alone.
+
+    Args:
+        model: The model.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def gather(state: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Hooks: random numbers that survive a resume, a guard against NaN, sharded averaging and a progress bar."""
+"""Hooks: random numbers that survive a resume, equal statistics, a guard against NaN, averages and a progress bar."""
 import logging
 import random
 import sys
@@ -9,18 +9,19 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn as nn
-from mmengine.dist import get_rank, is_main_process
+from mmengine.dist import all_reduce_params, get_rank, is_distributed, is_main_process
 from mmengine.hooks import EMAHook as _EMAHook
 from mmengine.hooks import Hook
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.runner import Runner
+from mmengine.runner import EpochBasedTrainLoop, Runner
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..registry import HOOKS, MODELS
 from . import dist
 
-__all__ = ['EMAHook', 'NaNGuardHook', 'NonFiniteError', 'ProgressBarHook', 'StepSeedHook', 'seed_step']
+__all__ = ['EMAHook', 'NaNGuardHook', 'NonFiniteError', 'ProgressBarHook', 'StepSeedHook', 'SyncBuffersHook',
+           'seed_step']
 
 
 class NonFiniteError(FloatingPointError):
@@ -72,6 +73,41 @@ class StepSeedHook(Hook):
             data_batch: The batch.
         """
         seed_step(runner.seed, runner.iter, get_rank())
+
+
+@HOOKS.register_module()
+class SyncBuffersHook(Hook):
+    """Average the running statistics of normalisation layers over all processes after each step.
+
+    Each process sees other images, so theirs drift apart: processes would evaluate, and teach, different models, and
+    a checkpoint would hold those of the first one, so that a resumed run differed from an uninterrupted one.
+    """
+
+    # before the average of the weights takes them
+    priority = 'HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """List the statistics.
+
+        Args:
+            runner: The runner.
+        """
+        stored = runner.bare_model.state_dict().keys() if is_distributed() else ()
+        self.buffers = [buffer for name, buffer in runner.bare_model.named_buffers()
+                        if name in stored and buffer.is_floating_point()]
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: dict | None = None) -> None:
+        """Average them.
+
+        Args:
+            runner: The runner.
+            batch_idx: Number of the batch in the epoch.
+            data_batch: The batch.
+            outputs: The losses.
+        """
+        if self.buffers:
+            all_reduce_params(self.buffers, op='mean')
 
 
 @HOOKS.register_module()
@@ -204,7 +240,7 @@ def watch_outputs(model: nn.Module) -> Iterator[list[str]]:
 
 @HOOKS.register_module()
 class EMAHook(_EMAHook):
-    """MMEngine's average of the weights, also for sharded models.
+    """MMEngine's average of the weights, also for sharded models, and the teacher of a model that has ``mesa``.
 
     Args:
         decay: Share of the old average that each step keeps, as papers write it (0.99996); sets ``momentum``.
@@ -232,9 +268,36 @@ class EMAHook(_EMAHook):
         device = next(runner.model.parameters()).device
         twin = MODELS.build(runner.cfg.model).to(device)
         self.ema_model = ROOT_MODELS.build(self.ema_cfg, default_args={'model': twin})
-        dist.shard(self.ema_model.module, dict(runner.cfg.model_wrapper_cfg), device.type)
-        self.ema_model.avg_parameters = dict(self.ema_model.module.named_parameters())
+        module = self.ema_model.module
+        dist.shard(module, dict(runner.cfg.model_wrapper_cfg), device.type)
+        # what was noted before are the tensors of the whole model
+        self.ema_model.avg_parameters = (module.state_dict() if self.ema_model.update_buffers else
+                                         dict(module.named_parameters()))
         self._swap_in(self.src_model.state_dict())
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        """Make the average the teacher of a model that asks for one, from the epoch on where it does.
+
+        Args:
+            runner: The runner.
+            batch_idx: Number of the batch in the epoch.
+            data_batch: The batch.
+        """
+        mesa = getattr(self.src_model, 'mesa', None)
+        if mesa is None:
+            return
+        by_epoch = isinstance(runner.train_loop, EpochBasedTrainLoop)
+        done, total = (runner.epoch, runner.max_epochs) if by_epoch else (runner.iter, runner.max_iters)
+        self.src_model.set_teacher(self.ema_model.module if done >= int(mesa.start * total) else None)
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the model without a teacher.
+
+        Args:
+            runner: The runner.
+        """
+        if getattr(self.src_model, 'mesa', None) is not None:
+            self.src_model.set_teacher(None)
 
     def _swap_in(self, state: dict) -> None:
         self.ema_model.module.load_state_dict(state)

@@ -1,4 +1,5 @@
 """MMEngine's runner with exact resumption, atomic checkpoints, and process groups that need no GPU."""
+import atexit
 import logging
 import platform
 import time
@@ -22,6 +23,7 @@ from ..checkpoints import CheckpointError, check_fit, read_checkpoint
 from ..registry import FUNCTIONS, LOOPS, RUNNERS
 from . import dist
 from .checkpoint import atomic_save, find_resumable, is_whole, load_weights, pack_hub, unpack_hub
+from .hooks import EMAHook
 
 __all__ = ['ResumableEpochLoop', 'VisionRunner']
 
@@ -29,7 +31,8 @@ SHARD_TYPES = ('FullyShard', 'visionssm.FullyShard')
 # MMEngine's remarks about its own interfaces, which no user can act on
 NOISE = ('"FileClient" will be', '"HardDiskBackend" is', 'Distributed training is not used, all Sync',
          'Exp name:', '`resume_param_scheduler` is True but')
-OWN_HOOKS = {'step_seed': 'StepSeedHook', 'nan_guard': 'NaNGuardHook', 'progress': 'ProgressBarHook'}
+OWN_HOOKS = {'step_seed': 'StepSeedHook', 'sync_buffers': 'SyncBuffersHook', 'nan_guard': 'NaNGuardHook',
+             'progress': 'ProgressBarHook'}
 
 
 def _fill_in(record: logging.LogRecord) -> bool:
@@ -108,6 +111,8 @@ class VisionRunner(_Runner):
         if self.distributed and not is_distributed() and get_device() == 'cpu':
             dist.init_cpu_group(self.launcher, **env_cfg.get('dist_cfg', {}))
         super().setup_env(env_cfg)
+        if self.distributed:
+            atexit.register(dist.leave_group)
 
     def build_logger(self, *args: Any, **kwargs: Any) -> MMLogger:
         """Build the run's logger, and let the package's own logger write to the same places.
@@ -236,12 +241,21 @@ class VisionRunner(_Runner):
                              f'{len(val)} and {len(train)} classes; give both datasets the same folders, or one class '
                              "order by class_map=['first class', 'second class', ...]")
 
+    def _check_teacher(self) -> None:
+        """Refuse to learn from averaged weights that nothing averages."""
+        mesa = getattr(self.bare_model, 'mesa', None)
+        if mesa is not None and not any(isinstance(hook, EMAHook) for hook in self._hooks):
+            raise ValueError(f'model.mesa ({mesa.weight:g} times the loss to the averaged model) needs an EMAHook, and '
+                             "the config has none; add custom_hooks=[dict(type='EMAHook', decay=0.9999, "
+                             'update_buffers=True)] or set model.mesa=None')
+
     def load_or_resume(self) -> None:
         """Load or resume once, as the config says."""
         if self._has_loaded:
             return
         if self._trains:
             self._check_classes()
+            self._check_teacher()
         if self._resume and self._load_from is None:
             newest = find_resumable(self.work_dir)
             if newest is None:
