@@ -28,6 +28,7 @@ CONFIGS = {
     'no norms': {**RELEASED, 'patch_norm': False, 'forward_type': 'v05_onnone', 'ssm_conv': 1},
     'convolved': {'forward_type': 'v04_oncnorm_nozact_oact', 'posembed': True, 'ssm_conv': 5, 'patch_size': 2},
     'convolved only': {**RELEASED, 'forward_type': 'v3_ondwconv3_noz', 'patch_size': 8},
+    'mamba-2': {**RELEASED, 'forward_type': 'm0_noz', 'ssm_init': 'v2', 'ssm_act_layer': 'gelu'},
     'cascade': {**RELEASED, 'forward_type': 'v052dc_noz'},
 }
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from timm.layers import get_act_layer
 from torch import nn
 
-from .ss2d import RoutedSSM, WideLayerNorm, scan_routes, widen
+from .routed_ssm import RoutedSSM, scan_routes, widen
+from .ss2d import WideLayerNorm
 
 __all__ = ['GatedMultiHeadScan', 'MultiHeadScan', 'scan_route_attention']
 

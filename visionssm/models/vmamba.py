@@ -447,6 +447,9 @@ default_cfgs = generate_default_cfgs({
     'vmamba_tiny_v0.in1k': _cfg('%23v0cls/vssmtiny_dp01_ckpt_epoch_292.pth'),
     'vmamba_small_v0.in1k': _cfg('%23v0cls/vssmsmall_dp03_ckpt_epoch_238.pth'),
     'vmamba_base_v0.in1k': _cfg('%23v0cls/vssmbase_dp06_ckpt_epoch_241.pth'),
+    'vmamba_tiny_m2': _cfg(),
+    'vmamba_small_m2': _cfg(),
+    'vmamba_base_m2': _cfg(),
     'vmamba_pico': _cfg(
         input_size=(3, 32, 32), pool_size=(1, 1), crop_pct=1.0,
         description='A small model without weights, for tests.'),
@@ -455,6 +458,7 @@ default_cfgs = generate_default_cfgs({
 # The first models gate the scan and have no MLP.
 _VANILLA = {
     **ss2d_options('v0'), 'd_state': 16, 'expand': 2., 'mlp_ratio': 0., 'stem': 'v1', 'downsample': 'v1'}
+_MAMBA2 = {**ss2d_options('m0_noz'), 'd_state': 64, 'act': 'gelu', 'init': 'v2'}
 
 
 def _create_vmamba(variant: str, pretrained: bool, kwargs: dict[str, Any], **model_args: Any) -> VMamba:
@@ -513,6 +517,24 @@ def vmamba_small_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
 def vmamba_base_v0(pretrained: bool = False, **kwargs: Any) -> VMamba:
     """The first, vanilla VMamba-B: 76.3M parameters, 83.7 % on ImageNet-1K."""
     return _create_vmamba('vmamba_base_v0', pretrained, kwargs, depths=(2, 2, 27, 2), dims=128, **_VANILLA)
+
+
+@register_model
+def vmamba_tiny_m2(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-T with the scan of Mamba-2: 25.3M parameters, no released weights."""
+    return _create_vmamba('vmamba_tiny_m2', pretrained, kwargs, depths=(2, 2, 4, 2), dims=96, **_MAMBA2)
+
+
+@register_model
+def vmamba_small_m2(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-S with the scan of Mamba-2: 39.1M parameters, no released weights."""
+    return _create_vmamba('vmamba_small_m2', pretrained, kwargs, depths=(2, 2, 12, 2), dims=96, **_MAMBA2)
+
+
+@register_model
+def vmamba_base_m2(pretrained: bool = False, **kwargs: Any) -> VMamba:
+    """VMamba-B with the scan of Mamba-2: 67.5M parameters, no released weights."""
+    return _create_vmamba('vmamba_base_m2', pretrained, kwargs, depths=(2, 2, 12, 2), dims=128, **_MAMBA2)
 
 
 @register_model
