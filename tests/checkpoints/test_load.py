@@ -3,6 +3,8 @@ import argparse
 import errno
 import os
 import pickle
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -42,6 +44,20 @@ def test_tensors_that_share_memory_can_be_written(tmp_path: Path):
 def test_training_checkpoint_is_unwrapped(tmp_path: Path, weights, wrapper: str):
     torch.save({wrapper: weights, 'epoch': 3, 'args': argparse.Namespace(lr=1e-3)}, tmp_path / 'c.pth')
     assert_same(load_state_dict(tmp_path / 'c.pth'), weights)
+
+
+def test_configurations_of_yacs_are_read_as_dictionaries(tmp_path: Path, weights, monkeypatch: pytest.MonkeyPatch):
+    """What the training scripts that descend from Swin's leave in their files; the package itself is not needed."""
+    module = types.ModuleType('yacs.config')
+    module.CfgNode = type('CfgNode', (dict,), {'__module__': 'yacs.config'})
+    monkeypatch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
+    monkeypatch.setitem(sys.modules, 'yacs.config', module)
+    config = module.CfgNode(MODEL=module.CfgNode(NAME='tiny', DEPTHS=[2, 4]))
+    config.__dict__['__immutable__'] = True
+    torch.save({'model': weights, 'config': config}, tmp_path / 'c.pth')
+    monkeypatch.undo()
+    assert_same(load_state_dict(tmp_path / 'c.pth'), weights)
+    assert read_checkpoint(tmp_path / 'c.pth')['config'] == {'MODEL': {'NAME': 'tiny', 'DEPTHS': [2, 4]}}
 
 
 @pytest.mark.parametrize(('ema', 'value'), [(False, 1.), (True, 2.)])

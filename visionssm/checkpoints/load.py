@@ -1,7 +1,8 @@
 """Safe reading, checking and atomic writing of weight files.
 
 Files are read with `weights_only=True` (or safetensors), so that a foreign file cannot run code. Beside tensors only
-`argparse.Namespace` is let through, which the published training files hold under `args`.
+two kinds of settings are let through that published training files hold: `argparse.Namespace`, and the configurations
+of the package yacs, which are read as dictionaries and need no yacs.
 """
 
 import argparse
@@ -11,7 +12,9 @@ import re
 import struct
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,8 @@ from torch import nn
 
 from visionssm.utils.suggest import list_names
 
-__all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint', 'save_safetensors', 'unwrap']
+__all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint', 'safe_settings', 'save_safetensors',
+           'unwrap']
 
 _PLAIN_KEYS = ('state_dict', 'model', 'module')
 _EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict')
@@ -34,6 +38,11 @@ _DAMAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupErro
 
 class CheckpointError(ValueError):
     """A weight file that cannot be read, or that belongs to another model."""
+
+
+def safe_settings() -> AbstractContextManager:
+    """Let the settings in published training files through a reader of plain tensors, while the context lasts."""
+    return torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')])
 
 
 def read_checkpoint(path: str | os.PathLike, device: str | torch.device = 'cpu') -> dict[str, Any]:
@@ -211,7 +220,7 @@ def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, torch
 
 def _read_pickle(path: Path, device: str | torch.device) -> Any:
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with safe_settings():
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         # Files of older formats have no list of their objects; the first one stands in the message.
@@ -228,7 +237,8 @@ def _read_pickle(path: Path, device: str | torch.device) -> Any:
 
 def _unsafe_globals(path: Path) -> list[str]:
     try:
-        return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with safe_settings():
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except (*_DAMAGE, pickle.UnpicklingError):
         return []
 

@@ -1,6 +1,5 @@
 """Model creation through timm, with checkpoints that timm's loader alone would refuse."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -10,7 +9,14 @@ import torch
 from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import nn
 
-from visionssm.checkpoints.load import check_fit, compare_shapes, load_state_dict, unwrap
+from visionssm.checkpoints.load import (
+    CheckpointError,
+    check_fit,
+    compare_shapes,
+    load_state_dict,
+    safe_settings,
+    unwrap,
+)
 from visionssm.utils.suggest import did_you_mean
 
 from ._official import Official, translate_keys
@@ -42,12 +48,15 @@ def build_model(
         The model, or timm's feature wrapper around it.
     """
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
-    source = _weight_file(variant, kwargs.get('pretrained_cfg'), overlay) if pretrained else None
+    source = None
+    if pretrained:
+        cfg = _configuration(variant, kwargs.get('pretrained_cfg'))
+        _check_source(variant, {**cfg, **overlay})
+        source = _weight_file(cfg, overlay)
     if source:
         # Our reader takes the weights that the official evaluation uses and explains damaged files.
         overlay.update(state_dict=load_state_dict(source), file=None)
-    # The published training files hold an argparse.Namespace beside the weights.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with safe_settings():
         model = build_model_with_cfg(
             model_cls,
             variant,
@@ -189,16 +198,29 @@ def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
-def _weight_file(variant: str, cfg: Any, overlay: Mapping[str, Any]) -> str | None:
+def _configuration(variant: str, cfg: Any) -> Mapping[str, Any]:
+    """Return the configuration of weights that timm would use, given as such, by its tag, or not at all."""
+    if cfg is None or isinstance(cfg, str):
+        cfg = get_pretrained_cfg(f'{variant}.{cfg}' if cfg else variant)
+    return cfg if isinstance(cfg, Mapping) else vars(cfg) if cfg is not None else {}
+
+
+def _check_source(variant: str, cfg: Mapping[str, Any]) -> None:
+    """Raise where a configuration names no weights that can be fetched, and say where they are if it says so."""
+    if any(cfg.get(source) for source in ('url', 'file', 'state_dict', 'hf_hub_id')):
+        return
+    name = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
+    about = f" ({cfg['description'].rstrip('.')})" if cfg.get('description') else ''
+    raise CheckpointError(
+        f'No weights of {name} can be fetched automatically{about}. Leave out pretrained=True, or give a file that '
+        f'you have: visionssm.create_model({variant!r}, checkpoint_path=FILE).')
+
+
+def _weight_file(cfg: Mapping[str, Any], overlay: Mapping[str, Any]) -> str | None:
     """Return the local file that timm would read, if it would read one."""
     if 'file' in overlay:
         return overlay['file']
-    if overlay.get('state_dict'):
-        return None
-    if cfg is None or isinstance(cfg, str):
-        cfg = get_pretrained_cfg(f'{variant}.{cfg}' if cfg else variant)
-    cfg = cfg if isinstance(cfg, Mapping) else vars(cfg) if cfg is not None else {}
-    if cfg.get('source') == 'local-dir' or cfg.get('state_dict'):
+    if overlay.get('state_dict') or cfg.get('source') == 'local-dir' or cfg.get('state_dict'):
         return None
     return cfg.get('file')
 

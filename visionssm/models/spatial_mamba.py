@@ -397,7 +397,7 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 
 def _cfg(drive_id: str = '', **kwargs: Any) -> dict[str, Any]:
     if drive_id:
-        kwargs['description'] = f'The weights are on Google Drive: https://drive.google.com/file/d/{drive_id}/view'
+        kwargs['description'] = f'they are on Google Drive, https://drive.google.com/file/d/{drive_id}/view'
     return {
         'num_classes': 1000,
         'input_size': (3, 224, 224),
