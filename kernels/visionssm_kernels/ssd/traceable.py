@@ -32,7 +32,8 @@ def ssd_scan(
     dtype, length = accumulation_dtype(x), x.shape[1]
     per_group = x.shape[2] // B.shape[2]
     size = chunk_length(length) if isinstance(length, int) else CHUNK
-    padding = -length % size
+    # where the length is dynamic, one chunk more: a graph that was made of a single one would hold for no other number
+    padding = -length % size + (0 if isinstance(length, int) else size)
 
     def chunks(sequence: torch.Tensor) -> torch.Tensor:
         """(B, L, M, ...) -> (B, M, chunks, Q, ...)."""
