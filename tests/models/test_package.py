@@ -45,9 +45,28 @@ def python(code: str, *folders: Path) -> str:
     return result.stdout.strip() or result.stderr.strip().splitlines()[-1]
 
 
-def copy_of_package(tmp_path: Path, repo_root: Path, name: str, content: str) -> Path:
+TASK_FAMILY = '''
+"""A detector in one file of a folder of a task."""
+from torch import nn
+
+from visionssm.models._official import Official
+from visionssm.models._tasks import register_task_model
+
+OFFICIAL = Official(('ToyDet',), lambda name: (), lambda name, config: nn.Linear(1, 1), lambda weights: ('ToyDet', {}))
+
+
+@register_task_model('detection')
+def toy_det(pretrained=False, checkpoint_path=None, pretrained_cfg=None, width=2) -> nn.Module:
+    """A toy."""
+    return nn.Linear(width, 1)
+'''
+
+
+def copy_of_package(tmp_path: Path, repo_root: Path, name: str, content: str, folder: str = 'models') -> Path:
     shutil.copytree(repo_root / 'visionssm', tmp_path / 'visionssm', ignore=shutil.ignore_patterns('__pycache__'))
-    (tmp_path / 'visionssm' / 'models' / name).write_text(content)
+    (tmp_path / 'visionssm' / folder).mkdir(exist_ok=True)
+    (tmp_path / 'visionssm' / folder / '__init__.py').touch()
+    (tmp_path / 'visionssm' / folder / name).write_text(content)
     return tmp_path
 
 
@@ -93,6 +112,26 @@ def test_a_new_family_is_one_file(tmp_path: Path, repo_root: Path):
         'import timm, visionssm; from visionssm.models import ToyNet\n'
         'print("toy_pico" in visionssm.list_models(), isinstance(timm.create_model("toy_pico"), ToyNet))', folder)
     assert out == 'True True'
+
+
+def test_a_family_of_another_task_is_one_file_too(tmp_path: Path, repo_root: Path):
+    folder = copy_of_package(tmp_path, repo_root, 'toy.py', TASK_FAMILY, 'detection')
+    out = python(
+        'import visionssm\n'
+        'from visionssm.models._official import families\n'
+        'early = [name for name in sys.modules if name.startswith(("visionssm.detection", "visionssm.segmentation"))]\n'
+        'print(early, visionssm.list_models(task="detection"), "toy" in families(), "toy" in dir(visionssm.models),\n'
+        '      visionssm.create_model("toy_det.tag", width=3).in_features)', folder)
+    assert out == "[] ['toy_det'] True False 3"
+
+
+def test_two_files_of_one_family_are_refused(tmp_path: Path, repo_root: Path):
+    content = TASK_FAMILY.replace('Official((', "Official(family='vim', classes=(")
+    for argument, field in (('lambda name: ()', 'keys'), ('lambda name, config', 'build'), ('lambda weights', 'infer')):
+        content = content.replace(argument, f'{field}={argument}')
+    folder = copy_of_package(tmp_path, repo_root, 'toy.py', content, 'detection')
+    out = python('from visionssm.models._official import families\nfamilies()', folder)
+    assert "visionssm.detection.toy declares the family 'vim', which another file declares too" in out
 
 
 @pytest.mark.parametrize(('content', 'message'), [

@@ -4,7 +4,7 @@ from typing import Any, Final, List
 
 import torch
 import torch.nn.functional as F
-from timm.layers import get_act_layer
+from timm.layers import get_act_layer, register_notrace_function
 from torch import nn
 
 from .routed_ssm import RoutedSSM, scan_routes, widen
@@ -35,6 +35,21 @@ def scan_route_attention(y: torch.Tensor, threshold: float) -> torch.Tensor:
     differs = variance > 0
     deviation = torch.where(differs, variance, 1.).sqrt() * differs
     return y.sum(2) * F.relu(deviation / (spread + 1e-5) - threshold)
+
+
+@register_notrace_function
+def scan_heads(
+        u: torch.Tensor,
+        x_proj: torch.Tensor,
+        dt_proj: torch.Tensor,
+        dt_bias: torch.Tensor,
+        A_log: torch.Tensor,
+        D: torch.Tensor,
+        routes: str,
+) -> torch.Tensor:
+    """Scan one map a route, (B, K, D, H, W), to the same; parameters as in `RoutedSSM`."""
+    # The result stays wide, because sums over routes can leave the range of float16.
+    return scan_routes(u, x_proj, dt_proj, dt_bias, A_log, D, routes, 'none', True)
 
 
 class MultiHeadScan(nn.Module):
@@ -107,10 +122,8 @@ class MultiHeadScan(nn.Module):
             dt_bias.append(head.dt_bias)
             A_log.append(head.A_log)
             D.append(head.D)
-        # The result stays wide, because sums over routes can leave the range of float16.
-        return scan_routes(
-            u, torch.cat(x_proj), torch.cat(dt_proj), torch.cat(dt_bias), torch.cat(A_log), torch.cat(D), self.routes,
-            'none', True)
+        return scan_heads(
+            u, torch.cat(x_proj), torch.cat(dt_proj), torch.cat(dt_bias), torch.cat(A_log), torch.cat(D), self.routes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix over a map.

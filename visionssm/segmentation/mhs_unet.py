@@ -51,8 +51,7 @@ def fit_image(x: torch.Tensor, in_chans: int, multiple: int) -> torch.Tensor:
     if x.dim() == 4 and x.shape[1] == 1 and in_chans == 3:
         x = x.expand(-1, 3, -1, -1)
     if x.dim() != 4 or x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(f'Expected images of shape (B, {in_chans}, H, W), got {tuple(x.shape)} with {x.dim()} '
-                         f'dimensions.')
+        raise ValueError(f'Expected images of shape (B, {in_chans}, H, W), got {x.dim()} dimensions: {x.shape}.')
     bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
     if bottom > 0 or right > 0:
         x = F.pad(x, (0, right, 0, bottom), mode='replicate')
