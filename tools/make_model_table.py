@@ -8,6 +8,7 @@ authors state them) and `trained_on`; what is not there leaves its cell empty.
 """
 import argparse
 import importlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,12 +51,13 @@ def families() -> dict[ModuleType, list[str]]:
 
 
 def weights(cfg: PretrainedCfg) -> str:
-    """Returns a link to released weights: the file, or else the repository that says where they are."""
+    """Returns a link to released weights: the file, a page to fetch it from by hand, or else the repository."""
     if cfg.url:
         return f'[{cfg.url.rpartition("/")[2]}]({cfg.url})'
     if cfg.hf_hub_id:
         return f'[{cfg.hf_hub_id}](https://huggingface.co/{cfg.hf_hub_id})'
-    return f'[see the repository]({cfg.origin_url})'
+    page = re.search(r'https?://\S+', cfg.description or '')
+    return f'[fetched by hand]({page[0]})' if page else f'[see the repository]({cfg.origin_url})'
 
 
 def rows(module: ModuleType, name: str) -> Iterator[dict[str, str]]:

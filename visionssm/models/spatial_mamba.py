@@ -425,6 +425,12 @@ default_cfgs = generate_default_cfgs({
         description='A small model without weights, for tests.'),
 })
 
+official_results = {
+    'spatial_mamba_tiny.in1k': {'top1': 83.5},
+    'spatial_mamba_small.in1k': {'top1': 84.6},
+    'spatial_mamba_base.in1k': {'top1': 85.3},
+}
+
 
 def _create_spatial_mamba(variant: str, pretrained: bool, kwargs: dict[str, Any], **model_args: Any) -> SpatialMamba:
     return build_model(SpatialMamba, variant, pretrained, checkpoint_filter_fn, **dict(model_args, **kwargs))
