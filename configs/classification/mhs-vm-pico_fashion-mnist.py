@@ -1,0 +1,4 @@
+# MHS-VM in the comparison of the families.
+_base_ = '../_base_/pico_fashion-mnist.py'
+
+model = dict(model=dict(name='mhs_vm_pico'))

@@ -1,0 +1,4 @@
+# ViM2 in the comparison of the families.
+_base_ = '../_base_/pico_fashion-mnist.py'
+
+model = dict(model=dict(name='vim2_pico'))

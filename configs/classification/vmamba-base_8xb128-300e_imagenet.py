@@ -1,0 +1,4 @@
+# The official recipe of VMamba-B (s1l20, 83.8 % top-1): 8 GPUs x 128 images.
+_base_ = 'vmamba-tiny_8xb128-300e_imagenet.py'
+
+model = dict(model=dict(name='vmamba_base', drop_path_rate=0.5))

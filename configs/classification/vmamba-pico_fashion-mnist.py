@@ -1,0 +1,4 @@
+# VMamba in the comparison of the families.
+_base_ = '../_base_/pico_fashion-mnist.py'
+
+model = dict(model=dict(name='vmamba_pico'))
