@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def pytest_configure(config: pytest.Config) -> None:
     """Parallel workers share the cores: one thread each; a single process takes two."""
     workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
-    torch.set_num_threads(1 if workers > 1 else 2)
+    torch.set_num_threads(1 if workers > 1 else min(2, torch.get_num_threads()))
 
 
 @pytest.fixture(autouse=True)
