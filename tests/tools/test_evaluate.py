@@ -14,6 +14,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from visionssm.checkpoints import save_safetensors
+from visionssm.openmmlab.checkpoint import export_best
+from visionssm.openmmlab.classifier import ImageClassifier
 from visionssm.openmmlab.datasets import IDX_FILES, load_fashion_mnist
 from visionssm.openmmlab.evaluate import evaluate, format_table, model_config, parse_test, test_config
 
@@ -122,6 +124,42 @@ def test_the_tool_itself_runs(imagenet, always_tissue, tmp_path, repo_root):
     done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == 'top-1: 33.33'
+
+
+@pytest.fixture
+def grey_folders(tmp_path):
+    """Four small grey pictures of three classes each below <root>/val/<class>, and the pixels by class."""
+    rng = np.random.default_rng(3)
+    pictures = {name: rng.integers(0, 255, (4, 28, 28), dtype=np.uint8) for name in ('zebra', 'ant', 'kind 0')}
+    for name, pixels in pictures.items():
+        folder = tmp_path / 'data' / 'val' / name
+        folder.mkdir(parents=True)
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(folder / f'{number}.png')
+    return tmp_path / 'data', pictures
+
+
+def test_a_model_by_name_has_the_classes_of_its_checkpoint(tiny_model, grey_folders, tmp_path):
+    root, pictures = grey_folders
+    classes = ('zebra', 'ant', *(f'kind {number}' for number in range(8)))
+    model = {'name': 'test_vit', 'img_size': 28, 'patch_size': 7, 'in_chans': 1, 'num_classes': 10,
+             'pretrained_cfg_overlay': {'crop_pct': 1.0}}
+    classifier = ImageClassifier(model, data_preprocessor={'mean': [0.3], 'std': [0.4]})
+    classifier.model.load_state_dict(tiny_model.state_dict())
+    path = str(export_best(classifier, classifier.state_dict(), tmp_path / 'best', classes))
+    assert evaluate(['--model', 'test_vit', '--data', str(root), path, '--work-dir', str(tmp_path / 'out')]) == 0
+    expected = np.zeros((10, 10), dtype=int)
+    with torch.inference_mode():
+        for name, pixels in pictures.items():
+            logits = tiny_model((torch.from_numpy(pixels)[:, None].float() / 255 - 0.3) / 0.4)
+            np.add.at(expected, (classes.index(name), logits.argmax(-1).numpy()), 1)
+    assert results_of(tmp_path / 'out')['confusion'] == expected.tolist()
+
+
+def test_bare_weights_by_name_say_their_classes_and_channels(weights, grey_folders):
+    cfg = test_config(parse_test(['--model', 'test_vit', '--data', str(grey_folders[0]), weights]))
+    assert (cfg.model.model.num_classes, cfg.model.model.in_chans) == (10, 1)
+    assert (cfg.test_dataloader.dataset.mode, cfg.test_dataloader.dataset.class_map) == ('L', None)
 
 
 @pytest.mark.parametrize('kind', ['timm', 'runner', 'official', 'scheme'])

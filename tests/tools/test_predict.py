@@ -129,14 +129,14 @@ def test_any_picture_mode_is_read(exported, tmp_path, mode):
     (['{image}', '--checkpoint', '{missing}'], 'does not exist'),
     (['{image}', '--model', 'test_resnet', '--checkpoint', '{weights}'], 'missing'),
 ], ids=['no-file', 'no-images', 'misspelt-model', 'no-model', 'no-checkpoint', 'other-model'])
-def test_wrong_requests_end_with_one_clear_error(arguments, problem, weights, pictures, tmp_path, caplog):
+def test_wrong_requests_end_with_one_clear_error(arguments, problem, weights, pictures, tmp_path, capsys):
     (tmp_path / 'empty').mkdir()
     places = {'missing': tmp_path / 'nothing.png', 'empty': tmp_path / 'empty', 'weights': weights,
               'image': pictures / 'picture0.png'}
     command = [argument.format(**places) for argument in arguments]
     assert predict([*command, '--out', str(tmp_path / 'out')]) == 1
-    errors = [record.getMessage() for record in caplog.records if record.levelname == 'ERROR']
-    assert len(errors) == 1 and problem in errors[0].lower()
+    errors = capsys.readouterr().err.partition('error: ')[2]
+    assert 'error: ' not in errors and problem in errors.lower()
 
 
 def test_a_training_checkpoint_rebuilds_its_model(exported, pictures, tmp_path):

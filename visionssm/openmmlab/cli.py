@@ -2,7 +2,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,37 @@ from .hooks import NonFiniteError
 from .runner import VisionRunner
 
 USER_ERRORS = (CheckpointError, ConfigError, NonFiniteError, OSError, UnreadableImagesError, ValueError)
+
+
+def run_command(
+        command: Callable[[], int],
+        debug: bool = False,
+        stopped: str = 'stopped',
+        errors: tuple[type[Exception], ...] = USER_ERRORS,
+) -> int:
+    """Run what a tool does; what its user can mend ends in one line on the standard error and an exit code.
+
+    Args:
+        command: The work; returns the exit code.
+        debug: Show tracebacks instead.
+        stopped: What to say after an interrupt from the keyboard.
+        errors: The errors that a user can mend.
+
+    Returns:
+        The command's own code, 1 after an error, 130 after an interrupt.
+    """
+    try:
+        return command()
+    except errors as error:
+        if debug:
+            raise
+        sys.stderr.write(f'error: {error}\n')
+        return 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        sys.stderr.write(f'\n{stopped}\n')
+        return 130
 
 
 class _OptionsAction(DictAction):
@@ -138,19 +169,13 @@ def train(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     args = parse_train(argv)
-    try:
-        runner = VisionRunner.from_cfg(train_config(args))
-        runner.train()
-    except USER_ERRORS as error:
-        if args.debug:
-            raise
-        sys.stderr.write(f'error: {error}\n')
-        return 1
-    except KeyboardInterrupt:
-        if args.debug:
-            raise
-        sys.stderr.write('\nstopped; the same command with --resume goes on from the last checkpoint\n')
-        return 130
+    return run_command(lambda: _train(args), args.debug,
+                       'stopped; the same command with --resume goes on from the last checkpoint')
+
+
+def _train(args: argparse.Namespace) -> int:
+    runner = VisionRunner.from_cfg(train_config(args))
+    runner.train()
     scalars = runner.message_hub.log_scalars
     if is_main_process() and 'val/accuracy/top1' in scalars:
         from .visuals import save_curves

@@ -14,11 +14,11 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
-from timm.data import resolve_data_config
 
 from ..utils.suggest import did_you_mean
 from .check import ConfigError, check_config
-from .cli import USER_ERRORS, add_common_options, load_config
+from .cli import add_common_options, load_config, run_command
+from .facts import describe_checkpoint
 from .metrics import Accuracy
 from .runner import VisionRunner
 from .visuals import write_json
@@ -64,14 +64,15 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def model_config(name: str, data: str, pretrained: bool = False) -> Config:
+def model_config(name: str, data: str, checkpoint: str | None = None) -> Config:
     """The config that evaluates a model on a folder of class folders with the model's own preprocessing.
 
     Args:
         name: Model name.
-        data: Folder `<data>/<class>/<image>` or `<data>/val/<class>/<image>`. For a model of 1000 classes the folders
-            are ImageNet's synsets in the official order; otherwise sorted folder names.
-        pretrained: Take the published weights.
+        data: Folder `<data>/<class>/<image>` or `<data>/val/<class>/<image>`. The folders are the classes that the
+            checkpoint names; without names and for a model of 1000 classes they are ImageNet's synsets in the official
+            order; otherwise sorted folder names.
+        checkpoint: Weights, which also say the number of classes and channels; None takes the published ones.
 
     Returns:
         The config, without a work dir.
@@ -80,14 +81,18 @@ def model_config(name: str, data: str, pretrained: bool = False) -> Config:
     if cfg is None:
         raise ValueError(f'unknown model {name!r}. {did_you_mean(name.split(".")[0], timm.list_models())} '
                          'See timm.list_models().')
-    pre = resolve_data_config(pretrained_cfg=cfg.to_dict())
+    facts = describe_checkpoint(checkpoint, name)
+    pre = facts.data_config(cfg.to_dict())
     transform = {'type': 'TimmTransform', **{key: pre[key] for key in
                                              ('input_size', 'interpolation', 'crop_pct', 'crop_mode', 'mean', 'std')}}
+    imagenet = facts.arguments.get('num_classes', cfg.num_classes) == 1000
     dataset = {'type': 'TimmDataset', 'root': data, 'split': 'val', 'transform': transform,
-               'class_map': 'imagenet-1k' if cfg.num_classes == 1000 else None}
+               'mode': 'L' if pre['input_size'][0] == 1 else 'RGB',
+               'class_map': list(facts.classes) or ('imagenet-1k' if imagenet else None)}
     return Config({
         'default_scope': 'visionssm',
-        'model': {'type': 'ImageClassifier', 'model': {'name': name, 'pretrained': pretrained},
+        'model': {'type': 'ImageClassifier',
+                  'model': {'name': name, 'pretrained': checkpoint is None, **facts.arguments},
                   'data_preprocessor': {'mean': pre['mean'], 'std': pre['std']}},
         'test_dataloader': {'batch_size': 64, 'num_workers': min(4, os.cpu_count() or 1), 'dataset': dataset,
                             'sampler': {'type': 'SeededSampler', 'shuffle': False},
@@ -107,7 +112,7 @@ def test_config(args: argparse.Namespace) -> Config:
         The checked config.
     """
     if args.model:
-        cfg = model_config(args.model, args.data, pretrained=args.checkpoint is None)
+        cfg = model_config(args.model, args.data, args.checkpoint)
         cfg.work_dir = args.work_dir or str(Path('work_dirs', args.model, 'test'))
     else:
         cfg = load_config(args)
@@ -200,14 +205,9 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         Exit code.
     """
     args = parse_test(argv)
-    try:
+
+    def command() -> int:
         run(args)
-    except USER_ERRORS as error:
-        if args.debug:
-            raise
-        sys.stderr.write(f'error: {error}\n')
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write('\nstopped\n')
-        return 130
-    return 0
+        return 0
+
+    return run_command(command, args.debug)

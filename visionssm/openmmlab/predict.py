@@ -1,27 +1,23 @@
 """Prediction: images from files, the classes that a model gives them, and annotated pictures."""
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import safetensors
-import timm
 import torch
 import torch.nn as nn
-from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from PIL import Image, ImageOps
-from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset, resolve_data_config
+from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.data.readers.img_extensions import get_img_extensions
 
-from ..checkpoints import CheckpointError, load_state_dict
-from .checkpoint import is_training_checkpoint, load_weights
+from .checkpoint import load_weights
 from .classifier import create_timm_model
+from .cli import USER_ERRORS, run_command
 from .data import READ_ERRORS, convert_mode
+from .facts import describe_checkpoint
 from .visuals import save_predictions, save_top_classes
 
 __all__ = ['Prediction', 'Predictor', 'find_images', 'predict']
@@ -62,46 +58,6 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
     return found
 
 
-def _describe_checkpoint(path: str) -> dict[str, Any]:
-    """What a checkpoint says about its model: `name`, `arguments`, `pretrained_cfg` and `classes`, or nothing."""
-    if path.endswith('.safetensors'):
-        try:
-            with safetensors.safe_open(path, framework='pt') as file:
-                metadata = file.metadata() or {}
-        except (OSError, safetensors.SafetensorError) as error:
-            raise CheckpointError(f'{path} cannot be read: {error}') from error
-        config = json.loads(metadata.get('config', '{}'))
-        if not config and Path(path).with_name('config.json').is_file():
-            config = json.loads(Path(path).with_name('config.json').read_text())
-        if not config:
-            return {}
-        cfg = config.get('pretrained_cfg', {})
-        arguments = {'num_classes': config['num_classes'], **config.get('model_args', {})}
-        return {'name': config['architecture'], 'arguments': arguments, 'pretrained_cfg': cfg,
-                'classes': config.get('label_names') or cfg.get('label_names') or ()}
-    if not is_training_checkpoint(path):
-        return {}
-    meta = CheckpointLoader.load_checkpoint(path, map_location='cpu')['meta']
-    model = Config.fromstring(meta['cfg'], '.py').model
-    arguments = {key: value for key, value in model.model.items() if key not in ('name', 'pretrained')}
-    preprocessor = model.get('data_preprocessor') or {}
-    cfg = {key: tuple(preprocessor[key]) for key in ('mean', 'std') if preprocessor.get(key)}
-    return {'name': model.model.name, 'arguments': arguments, 'pretrained_cfg': cfg,
-            'classes': meta.get('dataset_meta', {}).get('classes') or ()}
-
-
-def _guess_arguments(name: str, path: str) -> dict[str, Any]:
-    """Number of classes and channels from the shapes in a bare weight file, by the names that timm gives these."""
-    cfg = timm.get_pretrained_cfg(name)
-    state = load_state_dict(path)
-    arguments = {}
-    for argument, module, axis in (('num_classes', cfg.classifier, 0), ('in_chans', cfg.first_conv, 1)):
-        weight = state.get(f'{module}.weight')
-        if weight is not None and weight.ndim > axis:
-            arguments[argument] = weight.shape[axis]
-    return arguments
-
-
 class Predictor:
     """A classifier with its preprocessing and class names.
 
@@ -119,32 +75,22 @@ class Predictor:
             classes: Sequence[str] = (),
             device: str | None = None,
     ) -> None:
-        local = checkpoint is not None and '://' not in checkpoint
-        if local and not Path(str(checkpoint)).is_file():
-            raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
-        facts = _describe_checkpoint(str(checkpoint)) if local else {}
-        name = name or facts.get('name')
-        if name is None:
+        facts = describe_checkpoint(checkpoint, name)
+        if facts.name is None:
             raise ValueError('which model? Give --model NAME'
                              + (f': {checkpoint} does not say what it holds' if checkpoint else ''))
-        if facts and name.split('.')[0] != facts['name'].split('.')[0]:
-            logger.warning('%s names the model %s, loading it as %s', checkpoint, facts['name'], name)
-        arguments = facts.get('arguments', {})
-        if local and not facts and timm.is_model(name):
-            arguments = _guess_arguments(name, str(checkpoint))
-        self.model = create_timm_model(name, pretrained=checkpoint is None, **arguments)
+        self.model = create_timm_model(facts.name, pretrained=checkpoint is None, **facts.arguments)
         if checkpoint is not None:
             load_weights(self.model, checkpoint)
         self.device = torch.device(device or _default_device())
         self.model.eval().to(self.device)
-        cfg = {**self.model.pretrained_cfg, **facts.get('pretrained_cfg', {})}
-        self.channels = arguments.get('in_chans', cfg['input_size'][0])
-        self.data_config = resolve_data_config(_input_override(arguments, cfg), pretrained_cfg=cfg)
+        self.data_config = facts.data_config(self.model.pretrained_cfg)
+        self.channels = self.data_config['input_size'][0]
         self.transform = create_transform(**self.data_config)
         if classes and len(classes) != self.model.num_classes:
             raise ValueError(f'{len(classes)} names of classes were given and the model has {self.model.num_classes} '
                              'classes; give one name a line, in the order of the labels')
-        self.classes = list(classes) or _class_names(self.model, facts.get('classes', ()))
+        self.classes = list(classes) or _class_names(self.model, facts.classes)
 
     def class_name(self, label: int) -> str:
         """Name of a class, its number where there is none."""
@@ -187,18 +133,6 @@ class Predictor:
 def _default_device() -> str:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator is not None else 'cpu'
-
-
-def _input_override(arguments: dict[str, Any], cfg: dict[str, Any]) -> dict[str, Any]:
-    """The input size that the constructor's arguments ask for, over that of the model's configuration."""
-    size = arguments.get('img_size', cfg['input_size'][1:])
-    h, w = (size, size) if isinstance(size, int) else size
-    channels = arguments.get('in_chans', cfg['input_size'][0])
-    override: dict[str, Any] = {'input_size': (channels, h, w)}
-    for key in ('mean', 'std'):
-        if len(cfg[key]) != channels:
-            override[key] = (sum(cfg[key]) / len(cfg[key]),)
-    return override
 
 
 def _class_names(model: nn.Module, stored: Sequence[str]) -> list[str]:
@@ -282,13 +216,5 @@ def predict(argv: Sequence[str] | None = None) -> int:
     """
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
     args = _parse(argv)
-    try:
-        return 0 if run(args) else 1
-    except (OSError, ValueError, RuntimeError) as error:
-        if args.debug:
-            raise
-        logger.error('%s', error)
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write('\nstopped\n')
-        return 130
+    # a device that cannot be used or runs out of memory raises a RuntimeError
+    return run_command(lambda: 0 if run(args) else 1, args.debug, errors=(*USER_ERRORS, RuntimeError))
