@@ -76,8 +76,9 @@ def test_one_class_gives_probabilities_and_more_give_logits(make):
     x = torch.rand(2, 3, 32, 32)
     model = make()
     assert torch.equal(model(x), model.forward_logits(x).sigmoid())
-    model = make(num_classes=3)
-    assert torch.equal(model(x), model.forward_logits(x)) and model(x).shape == (2, 3, 32, 32)
+    for options in ({'num_classes': 3}, {'probabilities': False}):
+        model = make(**options)
+        assert torch.equal(model(x), model.forward_logits(x)) and model(x).shape[2:] == (32, 32)
 
 
 def test_gray_images_are_repeated_for_three_channels_only(make):
@@ -153,18 +154,29 @@ def test_autocast_stays_near_float32(make, dtype: torch.dtype):
     assert (out.float() - expected).norm() / expected.norm() < (0.05 if dtype == torch.bfloat16 else 0.01)
 
 
-def test_scripts_compiles_and_exports(make):
-    model = make()
-    x = torch.rand(2, 3, 32, 32)
-    expected = model(x)
+SHALLOW = {'depths': (1, 1), 'depths_decoder': (1, 1), 'dims': (8, 16), 'num_heads': 3}
+
+
+def test_scripts(make):
+    model = make(**SHALLOW)
     scripted = torch.jit.script(model)
-    torch.testing.assert_close(scripted(x), expected)
-    torch.testing.assert_close(scripted(x[:, :1, :21, :30]), model(x[:, :1, :21, :30]))
+    for x in (torch.rand(2, 3, 32, 32), torch.rand(2, 1, 21, 30)):
+        torch.testing.assert_close(scripted(x), model(x))
+
+
+def test_compiles_without_graph_breaks(make):
+    model = make(**SHALLOW)
+    x = torch.rand(2, 3, 16, 16)
     torch._dynamo.reset()
     torch.testing.assert_close(
-        torch.compile(model, fullgraph=True, backend='aot_eager')(x), expected, atol=1e-5, rtol=1e-4)
+        torch.compile(model, fullgraph=True, backend='aot_eager')(x), model(x), atol=1e-5, rtol=1e-4)
+
+
+def test_exported_program_equals_the_model(make):
+    model = make(**SHALLOW)
+    x = torch.rand(2, 3, 16, 16)
     program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=64)},))
-    x = torch.rand(3, 3, 32, 32)
+    x = torch.rand(3, 3, 16, 16)
     torch.testing.assert_close(program.module()(x), model(x), atol=1e-5, rtol=1e-4)
 
 
@@ -212,6 +224,15 @@ def test_the_copy_that_the_official_code_loads_last_wins_and_one_is_enough(make)
     for given in (wrong, without, only):
         again = visionssm.from_official('mhs_vm', given).eval()
         assert torch.equal(again(x), model(x)), len(given)
+
+
+def test_the_inner_official_class_returns_logits(make):
+    weights = {key.removeprefix('vmunet.'): value for key, value in official(make()).items()}
+    model = visionssm.from_official('mhs_vm', weights, CONFIG, official_class='VSSM').eval()
+    assert visionssm.to_official('mhs_vm', model).keys() == weights.keys()
+    assert visionssm.from_official('mhs_vm', weights).official_class == 'VSSM'
+    x = torch.rand(1, 3, 32, 32)
+    assert torch.equal(model(x), model.forward_logits(x))
 
 
 def test_a_weight_that_is_missing_under_both_names_is_named(make):

@@ -140,6 +140,7 @@ class MHSUNet(nn.Module):
             num_heads: int = 4,
             project_out: bool = True,
             threshold: float = 0.4,
+            probabilities: bool = True,
             drop_rate: float = 0.,
             mixer_drop_rate: float = 0.,
             drop_path_rate: float = 0.2,
@@ -150,7 +151,7 @@ class MHSUNet(nn.Module):
 
         Args:
             in_chans: Channels of the images; a model of 3 takes gray images too.
-            num_classes: Classes: 1 gives probabilities, more give logits.
+            num_classes: Classes.
             depths: Blocks of each stage of the encoder.
             depths_decoder: Blocks of each stage of the decoder, the deepest one first.
             dims: Channels of each stage of the encoder; the decoder has them in reverse.
@@ -158,6 +159,7 @@ class MHSUNet(nn.Module):
             num_heads: Heads of the scan: 3, or 4 for plain lines too.
             project_out: Normalise and project the joined heads; without, `num_heads` must divide `dims`.
             threshold: Routes of a pixel whose coefficient of variation is below are left out.
+            probabilities: Return probabilities where there is one class only; else, and for more classes, logits.
             drop_rate: Dropout behind the stem.
             mixer_drop_rate: Dropout behind the gate of each mixer.
             drop_path_rate: Stochastic depth: it rises from 0 through the encoder and falls through the decoder.
@@ -178,6 +180,7 @@ class MHSUNet(nn.Module):
         super().__init__()
         self.in_chans = in_chans
         self.num_classes = num_classes
+        self.probabilities = probabilities and num_classes == 1
         self.multiple = 4 << (len(depths) - 1)
         self.stem = ConvStem(in_chans, dims[0], 4, **dd)
         self.pos_drop = nn.Dropout(drop_rate)
@@ -254,10 +257,10 @@ class MHSUNet(nn.Module):
             x: Images, (B, in_chans, H, W).
 
         Returns:
-            (B, num_classes, H, W): logits, or probabilities where there is one class only.
+            (B, num_classes, H, W): logits, or the probabilities of one class.
         """
         x = self.forward_logits(x)
-        return x.sigmoid() if self.num_classes == 1 else x
+        return x.sigmoid() if self.probabilities else x
 
 
 _GATE = 'self_attention.'
@@ -369,7 +372,8 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
         raise ValueError(f"patch_size is {config['patch_size']}; the official tables of routes are made for 4.")
     model = MHSUNet(
         config.get('in_chans', o['input_channels']), o['num_classes'], o['depths'], o['depths_decoder'], dims,
-        drop_rate=o['drop_rate'], mixer_drop_rate=o['attn_drop_rate'], drop_path_rate=o['drop_path_rate'], **scan)
+        probabilities=official_class == 'VMUNet', drop_rate=o['drop_rate'],
+        mixer_drop_rate=o['attn_drop_rate'], drop_path_rate=o['drop_path_rate'], **scan)
     model.official_class = official_class
     return model
 
