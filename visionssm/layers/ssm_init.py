@@ -9,7 +9,7 @@ import math
 import torch
 from timm.layers import register_notrace_function
 
-__all__ = ['init_A_log_', 'init_dt_bias_', 'init_dt_proj_', 'init_state_', 'negative_exp']
+__all__ = ['init_A_log_', 'init_A_log_uniform_', 'init_dt_bias_', 'init_dt_proj_', 'init_state_', 'negative_exp']
 
 
 @register_notrace_function
@@ -33,6 +33,13 @@ def init_A_log_(A_log: torch.Tensor) -> torch.Tensor:
     """Fill (..., N) with log(1), ..., log(N) along the last axis (S4D-real)."""
     states = torch.arange(1, A_log.shape[-1] + 1, dtype=torch.float32, device=A_log.device)
     return A_log.copy_(states.log().expand_as(A_log))
+
+
+@torch.no_grad()
+def init_A_log_uniform_(A_log: torch.Tensor, low: float = 1., high: float = 16.) -> torch.Tensor:
+    """Fill with the logarithms of decay rates drawn uniformly from [low, high], as Mamba-2 starts."""
+    rates = torch.empty(A_log.shape, dtype=torch.float32, device=A_log.device).uniform_(low, high)
+    return A_log.copy_(rates.log())
 
 
 @torch.no_grad()

@@ -42,6 +42,7 @@ from torch import nn
 
 from visionssm.layers import (
     BiMamba,
+    BiMamba2,
     PatchEmbed,
     PlainPyramid,
     SimpleFeaturePyramid,
@@ -159,6 +160,9 @@ class Vim(nn.Module):
             bimamba_type: str = 'v2',
             divide_output: bool = True,
             init_values: float | None = None,
+            mixer: str = 'mamba',
+            headdim: int = 64,
+            ngroups: int = 1,
             class_token: str = 'middle',
             pos_embed: bool = True,
             rope: str = 'none',
@@ -188,10 +192,13 @@ class Vim(nn.Module):
             d_state: State size N.
             d_conv: Width of the causal convolution.
             expand: Inner channels of the mixer over C.
-            dt_rank: Rank of the step projection; ceil(C / 16) when None.
-            bimamba_type: 'v2', both directions; 'v1', both with shared parameters; 'none', forward only.
+            dt_rank: Rank of the step projection; ceil(C / 16) when None. Mamba only.
+            bimamba_type: 'v2', both directions; 'v1', both with shared parameters (Mamba only); 'none', forward only.
             divide_output: Halve the sum of both directions.
             init_values: Initial value of a scale of each mixer's output; none when None.
+            mixer: 'mamba', that of all released weights; 'mamba2', heads with one decay each and a gated norm.
+            headdim: Channels of a head. Mamba-2 only.
+            ngroups: Groups of heads that share B and C. Mamba-2 only.
             class_token: 'middle', 'head', 'double' (one at each end) or 'none'.
             pos_embed: Learn an absolute position embedding.
             rope: Rotary embedding in front of every block: 'none', 'hidden', or 'both' streams.
@@ -210,6 +217,7 @@ class Vim(nn.Module):
         super().__init__()
         _check_choice('class_token', class_token, _CLASS_TOKENS)
         _check_choice('rope', rope, _ROPES)
+        _check_choice('mixer', mixer, ('mamba', 'mamba2'))
         for name, size in (('embed_dim', embed_dim), ('depth', depth), ('d_state', d_state), ('d_conv', d_conv)):
             if size < 1:
                 raise ValueError(f'{name} is {size}; at least 1 is needed.')
@@ -239,11 +247,14 @@ class Vim(nn.Module):
         self.pos_drop = nn.Dropout(pos_drop_rate)
 
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        mixer = partial(
-            BiMamba, embed_dim, d_state, d_conv, expand, dt_rank, bimamba_type, divide_output, init_values, **dd)
+        options = {'bimamba_type': bimamba_type, 'divide_output': divide_output, 'init_values': init_values, **dd}
+        if mixer == 'mamba2':
+            make_mixer = partial(BiMamba2, embed_dim, d_state, d_conv, expand, headdim, ngroups, **options)
+        else:
+            make_mixer = partial(BiMamba, embed_dim, d_state, d_conv, expand, dt_rank, **options)
         # A block adds the output of the one before it, so the rates lag by one and the last one belongs to the end.
         self.blocks = nn.ModuleList([
-            VimBlock(embed_dim, mixer(), norm(embed_dim), rate, rope_residual=rope == 'both')
+            VimBlock(embed_dim, make_mixer(), norm(embed_dim), rate, rope_residual=rope == 'both')
             for rate in [0., *rates[:-1]]])
         self.drop_path = DropPath(rates[-1]) if rates[-1] > 0. else nn.Identity()
         self.norm = norm(embed_dim)
