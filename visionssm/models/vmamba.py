@@ -455,6 +455,19 @@ default_cfgs = generate_default_cfgs({
         description='A small model without weights, for tests.'),
 })
 
+# What the authors state for each file of weights, in per cent.
+official_results = {
+    'vmamba_tiny.in1k': {'top1': 82.6},
+    'vmamba_small.in1k': {'top1': 83.3, 'top5': 96.4},
+    'vmamba_base.in1k': {'top1': 83.8, 'top5': 96.6},
+    'vmamba_tiny_s2l5.in1k': {'top1': 82.5, 'top5': 96.0},
+    'vmamba_small_s2l15.in1k': {'top1': 83.6, 'top5': 96.6},
+    'vmamba_base_s2l15.in1k': {'top1': 83.9, 'top5': 96.7},
+    'vmamba_tiny_v0.in1k': {'top1': 82.2, 'top5': 96.0},
+    'vmamba_small_v0.in1k': {'top1': 83.5, 'top5': 96.5},
+    'vmamba_base_v0.in1k': {'top1': 83.7, 'top5': 96.6},
+}
+
 # The first models gate the scan and have no MLP.
 _VANILLA = {
     **ss2d_options('v0'), 'd_state': 16, 'expand': 2., 'mlp_ratio': 0., 'stem': 'v1', 'downsample': 'v1'}
