@@ -25,13 +25,13 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp
+from timm.layers import Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 import visionssm_kernels  # noqa: F401  (registers the operators of torch.ops.visionssm)
 from visionssm.layers import (
-    ConvPosEnc,
+    ConvPosBlock,
     InvertedDownsample,
     ResidualStem,
     StateFusion,
@@ -177,46 +177,6 @@ class StructureAwareMixer(nn.Module):
         return self.drop(self.out_proj(y * F.silu(z)))
 
 
-class SpatialMambaBlock(nn.Module):
-    """Mixer and MLP, each behind a depthwise convolution and a norm, all four around residual connections."""
-
-    def __init__(
-            self,
-            dim: int,
-            mixer: nn.Module,
-            mlp: nn.Module,
-            drop_path: float = 0.,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        """Assemble the block.
-
-        Args:
-            dim: Channels C.
-            mixer: Maps (B, H, W, C) to itself.
-            mlp: Maps (..., C) to itself.
-            drop_path: Rate at which the branches of mixer and MLP are dropped.
-            device: Where the parameters are created.
-            dtype: Type of the parameters.
-        """
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        super().__init__()
-        self.cpe1 = ConvPosEnc(dim, **dd)
-        self.norm1 = default_norm(dim, **dd)
-        self.mixer = mixer
-        self.cpe2 = ConvPosEnc(dim, **dd)
-        self.norm2 = default_norm(dim, **dd)
-        self.mlp = mlp
-        self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, H, W, C) to itself."""
-        x = self.cpe1(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        x = self.cpe2(x)
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
 class SpatialMamba(Hierarchy):
     """Spatial-Mamba: stages of blocks that scan their map once and fuse the states of neighbouring pixels."""
 
@@ -272,7 +232,7 @@ class SpatialMamba(Hierarchy):
             mlp = partial(Mlp, dim, int(dim * mlp_ratio), drop=mlp_drop_rate, **dd)
             stages.append(Stage(
                 InvertedDownsample(dims[i - 1], dim, **dd) if i else nn.Dropout(stem_drop_rate),
-                [SpatialMambaBlock(dim, mixer(), mlp(), rate, **dd) for rate in rates]))
+                [ConvPosBlock(dim, mixer(), mlp(), rate, **dd) for rate in rates]))
         super().__init__(
             stem=ResidualStem(in_chans, dims[0], **dd), stages=stages, dims=dims, in_chans=in_chans,
             num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, norm=default_norm(dims[-1], **dd),
