@@ -3,7 +3,7 @@ import io
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,15 @@ from .metrics import Accuracy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['VisualReportHook', 'read_scalars', 'save_confusion_matrix', 'save_curves', 'save_predictions',
-           'save_top_classes', 'to_picture', 'write_json']
+__all__ = ['VisualReportHook', 'read_scalars', 'save_comparison', 'save_confusion_matrix', 'save_curves',
+           'save_predictions', 'save_top_classes', 'to_picture', 'write_json']
 
 logger = logging.getLogger('visionssm')
 
 BLUE, ORANGE, GREEN, RED, GREY = '#2563a8', '#d9822b', '#2e7d32', '#c62828', '#666666'
+# told apart by colour-blind readers too, together with the markers
+SERIES = (BLUE, ORANGE, GREEN, RED, '#7b4ea3', '#3aa6b9', '#8a6d3b', '#d16ba5', GREY)
+MARKERS = 'osD^vPX*<'
 
 
 def write_json(value: Any, path: str | Path) -> None:
@@ -141,6 +144,30 @@ def _draw_accuracy(axes: Any, validation: list[dict[str, float]]) -> None:
                   label=f'{name.removeprefix("accuracy/").replace("top", "top-")}: {points[-1][1]:.2f} at the end')
     if names:
         axes.legend(frameon=False, fontsize=9, loc='lower right')
+
+
+def save_comparison(accuracies: Mapping[str, Sequence[float]], path: str | Path) -> Path:
+    """Draws the accuracy of several trainings over their epochs.
+
+    Args:
+        accuracies: Per cent after each epoch, by name.
+        path: PNG to write.
+
+    Returns:
+        The file.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    figure = _figure(7.5, 4.5, layout='constrained')
+    axes = figure.subplots()
+    _style(axes, 'Validation accuracy, %')
+    axes.set_xlabel('epoch', fontsize=9, color=GREY)
+    for number, (name, values) in enumerate(sorted(accuracies.items(), key=lambda item: -item[1][-1])):
+        axes.plot(range(1, len(values) + 1), values, color=SERIES[number % len(SERIES)], linewidth=1.8,
+                  marker=MARKERS[number % len(MARKERS)], markersize=4, label=f'{name}: {values[-1]:.2f}')
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(frameon=False, fontsize=9, loc='lower right')
+    return _save(figure, path)
 
 
 def save_confusion_matrix(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: str | Path) -> Path:
