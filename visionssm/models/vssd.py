@@ -439,7 +439,9 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
 def _infer_mixer(sd: Mapping[str, torch.Tensor], first_blocks: Sequence[str]) -> dict[str, Any]:
     """Infer the mixers' arguments from the first block of each stage."""
     dims = [len(sd[f'{block}.norm1.weight']) for block in first_blocks]
-    heads, matrices, config = [], {}, {}
+    heads: list[int] = []
+    matrices: dict[int, int] = {}
+    config: dict[str, Any] = {}
     for block, dim in zip(first_blocks, dims, strict=True):
         if f'{block}.attn.A_log' not in sd:
             # The keys of attention do not tell its heads; in all released models they double from stage to stage.
