@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 try:
-    from visionssm_kernels import selective_scan, use_backend, wavefront_scan_2d
+    from visionssm_kernels import nc_ssd, selective_scan, use_backend, wavefront_scan_2d
     from visionssm_kernels._dispatch import BACKENDS
     from visionssm_kernels._native import native_why_not
-    from visionssm_kernels._testing import relative_rms, scan_inputs, wavefront_inputs
+    from visionssm_kernels._testing import nc_ssd_inputs, relative_rms, scan_inputs, wavefront_inputs
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 
@@ -95,6 +95,20 @@ def plain_wavefront(
     return y.unflatten(-1, (height, width)) + u * D[:, None, None]
 
 
+def plain_nc_ssd(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor,
+) -> torch.Tensor:
+    """The non-causal SSD by einsum, with B and C repeated for every head."""
+    B, C = (matrix.repeat(1, 1, x.shape[2] // matrix.shape[2], 1) for matrix in (B, C))
+    total = torch.einsum('blm,blmn,blmp->bmnp', -dt * A, B, x)
+    return torch.einsum('blmn,bmnp->blmp', C, total) + D[:, None] * x
+
+
 @dataclasses.dataclass(frozen=True)
 class Op:
     """An op to time: itself, its plain definition, its random inputs, and the sizes that models use."""
@@ -103,6 +117,8 @@ class Op:
     inputs: Callable[..., dict]
     axes: str
     shapes: tuple[tuple[int, ...], ...]
+    options: dict[str, bool] = dataclasses.field(default_factory=lambda: {'delta_softplus': True})
+    native: bool = True
 
 
 OPS = {
@@ -110,6 +126,8 @@ OPS = {
         (1, 384, 197, 16), (1, 768, 1024, 16), (4, 384, 197, 16), (2, 96, 3136, 1))),
     'wavefront_scan_2d': Op(wavefront_scan_2d, plain_wavefront, wavefront_inputs, '(B, D, H, W, N)', (
         (1, 64, 56, 56, 16), (1, 128, 28, 28, 16), (4, 32, 56, 56, 16))),
+    'nc_ssd': Op(nc_ssd, plain_nc_ssd, nc_ssd_inputs, '(B, L, M, P, G, N)', (
+        (1, 3136, 2, 64, 1, 64), (1, 784, 4, 64, 1, 64), (4, 196, 8, 64, 1, 64), (1, 784, 4, 64, 4, 64)), {}, False),
 }
 
 
@@ -117,7 +135,7 @@ def contestant(op: Op, name: str) -> Callable[..., torch.Tensor]:
     """Returns the function of a contestant: 'plain', or a backend of ours."""
     def ours(**inputs: torch.Tensor) -> torch.Tensor:
         with use_backend(name):
-            return op.ours(**inputs, delta_softplus=True)
+            return op.ours(**inputs, **op.options)
 
     return op.plain if name == 'plain' else ours
 
@@ -139,11 +157,11 @@ PASSES = {'forward': forward, 'forward+backward': forward_backward}
 
 
 def make_inputs(op: Op, shape: tuple[int, ...], device: torch.device) -> Inputs:
-    """Makes the inputs of one case, with the decay rates -1, ..., -N that models start from."""
+    """Makes the inputs of one case, with the decay rates -1, ..., -N that models with rates of states start from."""
     inputs = op.inputs(*shape, device=device)
     inputs.pop('z', None)
     rates = -torch.arange(1, shape[-1] + 1, dtype=torch.float32, device=device).expand(shape[1], -1).contiguous()
-    return {name: rates.clone() if name[0] == 'A' else x for name, x in inputs.items()}
+    return {name: rates.clone() if name[0] == 'A' and x.ndim == 2 else x for name, x in inputs.items()}
 
 
 def timed(run: Callable[[], list[torch.Tensor]], device: torch.device) -> float:
@@ -232,7 +250,7 @@ def main() -> None:
                         help='contestants; default: plain, reference, chunked, and native where it is built')
     parser.add_argument('--op', default='selective_scan', choices=list(OPS))
     parser.add_argument('--shape', nargs='+', type=int, action='append', metavar='N',
-                        help='sizes in the order of the table: B D L N, or B D H W N; may repeat')
+                        help='sizes in the order of the table: B D L N, B D H W N, or B L M P G N; may repeat')
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=torch.get_num_threads())
     parser.add_argument('--device', type=torch.device, default=torch.device('cpu'))
@@ -243,9 +261,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format='%(message)s')
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
-    names = args.backends or ['plain', 'reference', 'chunked', *([] if native_why_not('cpu') else ['native'])]
     rows = []
     op = OPS[args.op]
+    native = op.native and not native_why_not('cpu')
+    names = args.backends or ['plain', 'reference', 'chunked', *(['native'] if native else [])]
     for shape in args.shape or op.shapes:
         if len(shape) != len(op.shapes[0]):
             parser.error(f'--shape of {args.op} takes {op.axes}, got {shape}')
