@@ -15,8 +15,9 @@ from visionssm_kernels._testing import relative_rms
 SIZES = [(1, 1), (2, 3), (1, 9), (7, 3), (12, 13)]
 
 
-def lively(dim: int = 3, dilations: tuple[int, ...] = (1, 3, 5), **dd) -> StateFusion:
-    layer = StateFusion(dim, dilations, **dd)
+def lively(
+        dim: int = 3, dilations: tuple[int, ...] = (1, 3, 5), merged: bool = False, **dd) -> StateFusion:
+    layer = StateFusion(dim, dilations, merged, **dd)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
@@ -37,10 +38,11 @@ def fused_by_hand(layer: StateFusion, h: torch.Tensor) -> torch.Tensor:
     return out
 
 
+@pytest.mark.parametrize('merged', [False, True], ids=['dilated', 'merged'])
 @pytest.mark.parametrize('size', SIZES, ids=lambda s: f'{s[0]}x{s[1]}')
 @pytest.mark.parametrize('dilations', [(1, 3, 5), (2,), (4, 1)], ids=str)
-def test_equals_its_definition_with_all_gradients(size: tuple[int, int], dilations: tuple[int, ...]):
-    layer = lively(dilations=dilations, dtype=torch.float64).eval()
+def test_equals_its_definition_with_all_gradients(size: tuple[int, int], dilations: tuple[int, ...], merged: bool):
+    layer = lively(dilations=dilations, merged=merged, dtype=torch.float64).eval()
     h = torch.randn(2, 3, *size, dtype=torch.float64, requires_grad=True)
     tensors = [h, *layer.parameters()]
     out, expected = layer(h), fused_by_hand(layer, h)
@@ -54,6 +56,18 @@ def test_equals_its_definition_with_all_gradients(size: tuple[int, int], dilatio
 def test_training_and_evaluation_are_the_same():
     layer, h = lively(), torch.randn(2, 3, 7, 5)
     assert torch.equal(layer.train()(h), layer.eval()(h))
+
+
+def test_the_merged_kernel_serves_evaluation_alone(monkeypatch):
+    from visionssm.layers import state_fusion
+    calls = []
+    merge = state_fusion.merge_kernels
+    monkeypatch.setattr(state_fusion, 'merge_kernels', lambda *args: calls.append(1) or merge(*args))
+    layer, h = lively(merged=True), torch.randn(2, 3, 7, 5)
+    trained = layer.train()(h)
+    assert not calls
+    torch.testing.assert_close(layer.eval()(h), trained, rtol=1e-5, atol=1e-5)
+    assert calls
 
 
 def load(layer: StateFusion) -> None:
@@ -75,9 +89,10 @@ def swap(layer: StateFusion) -> None:
         parameter.data = other.data
 
 
+@pytest.mark.parametrize('merged', [False, True], ids=['dilated', 'merged'])
 @pytest.mark.parametrize('change', [load, step, edit, swap])
-def test_nothing_outlives_a_change_of_the_weights(change):
-    layer, h = lively().eval(), torch.randn(2, 3, 6, 7)
+def test_nothing_outlives_a_change_of_the_weights(change, merged: bool):
+    layer, h = lively(merged=merged).eval(), torch.randn(2, 3, 6, 7)
     with torch.no_grad():
         before = layer(h)
     change(layer)
@@ -122,8 +137,9 @@ def test_half_precision_weights_and_states_are_summed_in_float32():
     assert relative_rms(out, fused_by_hand(copy.deepcopy(layer).double(), h.double())) < 1e-6
 
 
-def test_scripts_traces_and_exports():
-    layer, h = lively(), torch.randn(2, 3, 6, 7)
+@pytest.mark.parametrize('merged', [False, True], ids=['dilated', 'merged'])
+def test_scripts_traces_and_exports(merged: bool):
+    layer, h = lively(merged=merged).eval(), torch.randn(2, 3, 6, 7)
     expected = layer(h)
     torch.testing.assert_close(torch.jit.script(layer)(h), expected)
     net = create_feature_extractor(nn.Sequential(layer, nn.Identity()), ['0'])

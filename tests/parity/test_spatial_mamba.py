@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from visionssm.layers import ResidualStem, StateFusion
+from visionssm.layers.state_fusion import merge_kernels
 from visionssm.models._official import find_official, translate_key
 from visionssm.models.spatial_mamba import StructureAwareMixer
 
@@ -58,6 +59,10 @@ def test_parts_match_with_all_gradients(op_golden):
     if 'output_merged' in op_golden.tensors:  # what the official kernel of the evaluation gives
         atol, rtol = float(op_golden.meta['atol']), float(op_golden.meta['rtol'])
         torch.testing.assert_close(out, op_golden.tensors['output_merged'].double(), rtol=rtol, atol=atol)
+        fusion = build(op_golden)
+        kernel = merge_kernels(list(fusion.kernels), fusion.alpha, fusion.dilations)
+        expected = op_golden.tensors['merged_kernel'].double().view_as(kernel)
+        torch.testing.assert_close(kernel, expected, rtol=1e-6, atol=1e-6)
     (out * op_golden.tensors['loss_weight']).sum().backward()
     for name, grad in op_golden.part('grad.').items():
         gap = (leaves[name].grad.view_as(grad) - grad).abs().max() / grad.abs().max()

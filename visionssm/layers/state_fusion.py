@@ -13,16 +13,38 @@ from .ss2d import widen
 __all__ = ['StateFusion']
 
 
-def sum_of_dilated(
+def merge_kernels(kernels: List[torch.Tensor], alpha: torch.Tensor, dilations: List[int]) -> torch.Tensor:
+    """Return the one depthwise kernel (D, 1, S, S) that equals the weighted sum of dilated ones, S = 2 max(d) + 1."""
+    radius = max(dilations)
+    merged = torch.zeros(
+        [kernels[0].shape[0], 1, 2 * radius + 1, 2 * radius + 1], dtype=alpha.dtype, device=alpha.device)
+    for i, d in enumerate(dilations):
+        taps = slice_taps(merged, radius - d, radius + d + 1, d)
+        taps.add_(kernels[i] * alpha[i])
+    return merged
+
+
+def slice_taps(kernel: torch.Tensor, start: int, end: int, step: int) -> torch.Tensor:
+    """Return a view of every `step`-th tap of a kernel (D, 1, S, S) between `start` and `end`."""
+    return kernel[:, :, start:end:step, start:end:step]
+
+
+def convolve(
         h: torch.Tensor,
         kernels: List[torch.Tensor],
         alpha: torch.Tensor,
         dilations: List[int],
+        merged: bool,
 ) -> torch.Tensor:
     """Return the weighted sum of dilated depthwise convolutions of a map (B, D, H, W) that repeats its edges."""
     # Depthwise convolutions are quickest on channels-last memory, which is also what the rest of a block works on.
     h = h.contiguous(memory_format=torch.channels_last)
     weights = alpha.to(h.dtype)
+    if merged:
+        radius = max(dilations)
+        padded = F.pad(h, [radius, radius, radius, radius], mode='replicate')
+        kernel = merge_kernels([kernel.to(h.dtype) for kernel in kernels], weights, dilations)
+        return F.conv2d(padded, kernel, groups=h.shape[1])
     out = h
     for i, dilation in enumerate(dilations):
         padded = F.pad(h, [dilation, dilation, dilation, dilation], mode='replicate')
@@ -38,6 +60,7 @@ def fuse_states(
         kernels: List[torch.Tensor],
         alpha: torch.Tensor,
         dilations: List[int],
+        merged: bool,
 ) -> torch.Tensor:
     """Return the fused states in at least float32, under autocast too; arguments and result as in `StateFusion`."""
     h = widen(h)
@@ -46,15 +69,15 @@ def fuse_states(
         # runs. A product tells, and float64 is never cast.
         probe = torch.zeros([1, 1], dtype=h.dtype, device=h.device)
         if torch.mm(probe, probe).dtype != h.dtype:
-            return sum_of_dilated(h.double(), kernels, alpha, dilations).to(h.dtype)
+            return convolve(h.double(), kernels, alpha, dilations, merged).to(h.dtype)
         else:
-            return sum_of_dilated(h, kernels, alpha, dilations)
+            return convolve(h, kernels, alpha, dilations, merged)
     else:
         # Asked first, because an exported program would keep the empty context; there is no autocast on meta.
         if h.device.type != 'meta' and torch.is_autocast_enabled(h.device.type):
             with torch.autocast(h.device.type, enabled=False):
-                return sum_of_dilated(h, kernels, alpha, dilations)
-        return sum_of_dilated(h, kernels, alpha, dilations)
+                return convolve(h, kernels, alpha, dilations, merged)
+        return convolve(h, kernels, alpha, dilations, merged)
 
 
 class StateFusion(nn.Module):
@@ -63,17 +86,19 @@ class StateFusion(nn.Module):
     out = sum_m alpha_m conv(h, kernel_m, dilation d_m), with 3 x 3 depthwise kernels and a map whose edges repeat
     outwards.
 
-    For three dilations the sum equals one depthwise convolution of side 11, but on a CPU the dilated ones are quicker,
-    with gradients by a factor of two and more. So they serve training and inference alike, and nothing is kept that
-    could outlive a change of the weights.
+    For three dilations the sum equals one depthwise convolution of side 11. On a CPU the dilated ones are quicker for
+    most maps, with gradients by a factor of two and more, so they are the default; `merged` takes the one kernel at
+    inference. It is merged anew from 25 numbers a channel in every pass: nothing outlives a change of the weights.
     """
 
     dilations: Final[List[int]]
+    merged: Final[bool]
 
     def __init__(
             self,
             dim: int,
             dilations: Sequence[int] = (1, 3, 5),
+            merged: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -82,6 +107,7 @@ class StateFusion(nn.Module):
         Args:
             dim: Channels D.
             dilations: Distances of the neighbours.
+            merged: Convolve with one merged kernel in evaluation mode.
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
@@ -91,6 +117,7 @@ class StateFusion(nn.Module):
             raise ValueError(f'dilations are {tuple(dilations)}; give at least one, each at least 1.')
         self.dim = dim
         self.dilations = list(dilations)
+        self.merged = merged
         self.kernels = nn.ParameterList([torch.empty(dim, 1, 3, 3, **dd) for _ in dilations])
         self.alpha = nn.Parameter(torch.empty(len(dilations), **dd))
         self.reset_parameters()
@@ -109,4 +136,4 @@ class StateFusion(nn.Module):
         Returns:
             (B, D, H, W) in channels-last memory; float32, or float64 for float64 states, whatever autocast says.
         """
-        return fuse_states(h, list(self.kernels), self.alpha, self.dilations)
+        return fuse_states(h, list(self.kernels), self.alpha, self.dilations, self.merged and not self.training)

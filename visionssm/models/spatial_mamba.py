@@ -68,6 +68,7 @@ class FusedStateSSM(nn.Module):
             dim: int,
             dt_rank: int,
             dt_init: str = 'random',
+            merged: bool = False,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
     ) -> None:
@@ -78,6 +79,7 @@ class FusedStateSSM(nn.Module):
             dt_rank: Rank R of the step projection.
             dt_init: How the step parameters are drawn: 'random', steps log-uniform in [0.001, 0.1]; 'simple', normal;
                 'zero', uniform in [0, 0.1].
+            merged: Fuse with one merged kernel in evaluation mode, see `StateFusion`.
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
@@ -92,7 +94,7 @@ class FusedStateSSM(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(dim, **dd))
         self.A_log = nn.Parameter(torch.empty(dim, 1, **dd))
         self.D = nn.Parameter(torch.empty(dim, **dd))
-        self.fusion = StateFusion(dim, **dd)
+        self.fusion = StateFusion(dim, merged=merged, **dd)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -135,6 +137,7 @@ class StructureAwareMixer(nn.Module):
             expand: float = 2.,
             d_conv: int = 3,
             dt_init: str = 'random',
+            merged: bool = False,
             drop: float = 0.,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
@@ -146,6 +149,7 @@ class StructureAwareMixer(nn.Module):
             expand: Inner channels D over C.
             d_conv: Side of the depthwise convolution, odd.
             dt_init: How the step parameters are drawn, see `FusedStateSSM`.
+            merged: Fuse with one merged kernel in evaluation mode.
             drop: Dropout behind the last projection.
             device: Where the parameters are created.
             dtype: Type of the parameters.
@@ -157,7 +161,7 @@ class StructureAwareMixer(nn.Module):
         inner = int(expand * dim)
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.conv = nn.Conv2d(inner, inner, d_conv, padding=d_conv // 2, groups=inner, **dd)
-        self.ssm = FusedStateSSM(inner, math.ceil(dim / 16), dt_init, **dd)
+        self.ssm = FusedStateSSM(inner, math.ceil(dim / 16), dt_init, merged, **dd)
         self.out_norm = WideLayerNorm(inner, **dd)
         self.out_proj = nn.Linear(inner, dim, bias=False, **dd)
         self.drop = nn.Dropout(drop)
@@ -192,6 +196,7 @@ class SpatialMamba(Hierarchy):
             expand: float = 2.,
             d_conv: int = 3,
             dt_init: str = 'random',
+            merged_fusion: bool = False,
             mixer_drop_rate: float = 0.,
             mlp_ratio: float = 4.,
             mlp_drop_rate: float = 0.,
@@ -213,6 +218,7 @@ class SpatialMamba(Hierarchy):
             d_conv: Side of the mixer's depthwise convolution, odd.
             dt_init: How the step parameters are drawn: 'random', steps log-uniform in [0.001, 0.1]; 'simple', normal;
                 'zero', uniform in [0, 0.1].
+            merged_fusion: Fuse with one merged kernel in evaluation mode, see `StateFusion`.
             mixer_drop_rate: Dropout behind the mixer.
             mlp_ratio: Hidden channels of the MLP over C.
             mlp_drop_rate: Dropout in the MLP.
@@ -228,7 +234,8 @@ class SpatialMamba(Hierarchy):
             raise ValueError(f'dims are {dims} and depths {list(depths)}: give as many of one as of the other.')
         stages = []
         for i, (dim, rates) in enumerate(zip(dims, stage_drop_path_rates(drop_path_rate, depths), strict=True)):
-            mixer = partial(StructureAwareMixer, dim, expand, d_conv, dt_init, mixer_drop_rate, **dd)
+            mixer = partial(
+                StructureAwareMixer, dim, expand, d_conv, dt_init, merged_fusion, mixer_drop_rate, **dd)
             mlp = partial(Mlp, dim, int(dim * mlp_ratio), drop=mlp_drop_rate, **dd)
             stages.append(Stage(
                 InvertedDownsample(dims[i - 1], dim, **dd) if i else nn.Dropout(stem_drop_rate),
