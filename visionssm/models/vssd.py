@@ -41,6 +41,7 @@ from visionssm.layers import (
 )
 from visionssm.layers.patch_embed import check_image
 from visionssm.layers.ss2d import WideLayerNorm, widen
+from visionssm.layers.ssm_init import init_A_log_uniform_
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
@@ -132,8 +133,7 @@ class SSDMixer(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the state parameters anew; the other parameters belong to sub-modules."""
         init_dt_bias_(self.dt_bias)
-        with torch.no_grad():
-            self.A_log.uniform_(1., 16.).log_()
+        init_A_log_uniform_(self.A_log)
         nn.init.ones_(self.D)
         if self.initial_states is not None:
             nn.init.zeros_(self.initial_states)
@@ -549,6 +549,17 @@ default_cfgs = generate_default_cfgs({
         description='A small model without weights, for tests.'),
 })
 
+# What the authors state for each file of weights, in per cent.
+official_results = {
+    'vssd_micro.in1k': {'top1': 82.5},
+    'vssd_tiny.in1k': {'top1': 83.6},
+    'vssd_tiny.mesa_in1k': {'top1': 84.1},
+    'vssd_small.in1k': {'top1': 84.1},
+    'vssd_small.mesa_in1k': {'top1': 84.5},
+    'vssd_base.in1k': {'top1': 84.7},
+    'vssd_base.mesa_in1k': {'top1': 85.4},
+}
+
 
 def _create_vssd(variant: str, pretrained: bool, kwargs: dict[str, Any], **model_args: Any) -> VSSD:
     return build_model(VSSD, variant, pretrained, checkpoint_filter_fn, **dict(model_args, **kwargs))
@@ -582,4 +593,4 @@ def vssd_base(pretrained: bool = False, **kwargs: Any) -> VSSD:
 def vssd_pico(pretrained: bool = False, **kwargs: Any) -> VSSD:
     """A weightless VSSD for tests and demonstrations: 32 x 32 images, quick on a CPU."""
     return _create_vssd(
-        'vssd_pico', pretrained, kwargs, depths=(1, 1, 2, 1), dims=16, num_heads=(1, 2, 4, 8), d_state=16, mlp_ratio=2.)
+        'vssd_pico', pretrained, kwargs, depths=(1, 1, 2, 1), dims=16, num_heads=(1, 2, 4, 8), d_state=16, mlp_ratio=1.)
