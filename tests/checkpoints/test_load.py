@@ -66,6 +66,12 @@ def test_averaged_weights_are_taken_on_demand(tmp_path: Path, ema: bool, value: 
     assert load_state_dict(tmp_path / 'c.pth', ema=ema)['w'].item() == value
 
 
+@pytest.mark.parametrize(('name', 'value'), [('best_ema.pth', 2.), ('ema_best.pth', 1.), ('best.pth', 1.)])
+def test_averaged_weights_are_taken_from_files_named_so(tmp_path: Path, name: str, value: float):
+    torch.save({'model': {'w': torch.ones(1)}, 'model_ema': {'w': torch.full((1,), 2.)}}, tmp_path / name)
+    assert load_state_dict(tmp_path / name)['w'].item() == value
+
+
 def test_wrapper_prefixes_are_stripped():
     assert unwrap({'state_dict': {'module._orig_mod.a.module.b': 1}}) == {'a.module.b': 1}
 

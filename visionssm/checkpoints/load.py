@@ -74,14 +74,14 @@ def read_checkpoint(path: str | os.PathLike, device: str | torch.device = 'cpu')
 
 def load_state_dict(
         path: str | os.PathLike,
-        ema: bool = False,
+        ema: bool | None = None,
         device: str | torch.device = 'cpu',
 ) -> dict[str, torch.Tensor]:
     """Read the state dict of one model from a weight file or a training checkpoint.
 
     Args:
         path: A `.safetensors` file, or a file written by `torch.save`.
-        ema: Prefer the averaged weights where the file holds both.
+        ema: Prefer the averaged weights where the file holds both; when None, where its name ends in `_ema`.
         device: Where the tensors go.
 
     Returns:
@@ -91,11 +91,16 @@ def load_state_dict(
         FileNotFoundError: There is no such file.
         CheckpointError: The file cannot be read, or holds no tensors.
     """
-    state_dict = unwrap(read_checkpoint(path, device), ema=ema)
+    state_dict = unwrap(read_checkpoint(path, device), ema=named_average(path) if ema is None else ema)
     if not any(isinstance(value, torch.Tensor) for value in state_dict.values()):
         found = list_names(sorted(map(str, state_dict))) or 'nothing'
         raise CheckpointError(f'The checkpoint {str(path)!r} holds no tensors. It holds: {found}.')
     return state_dict
+
+
+def named_average(source: str | os.PathLike) -> bool:
+    """Return whether the name of a file, or its URL, says that averaged weights were what was published."""
+    return Path(source).stem.endswith('_ema')
 
 
 def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 import visionssm_kernels  # noqa: F401  (registers the operators of torch.ops.visionssm)
-from visionssm.checkpoints.load import unwrap
+from visionssm.checkpoints.load import named_average, unwrap
 from visionssm.layers import (
     ConvPosBlock,
     InvertedDownsample,
@@ -509,8 +509,8 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
         Our keys.
     """
     cfg = getattr(model, 'pretrained_cfg', {})
-    source = str(cfg.get('file') or cfg.get('url') or '')
-    return filter_official(unwrap(state_dict, ema='_ema.' in source), model, OFFICIAL)
+    source = cfg.get('file') or cfg.get('url') or ''
+    return filter_official(unwrap(state_dict, ema=named_average(source)), model, OFFICIAL)
 
 
 def _cfg(file: str = '', **kwargs: Any) -> dict[str, Any]:
