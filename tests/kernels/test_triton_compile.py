@@ -21,6 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from visionssm_kernels.nc_ssd import triton_impl as nc_ssd  # noqa: E402
 from visionssm_kernels.selective_scan import triton_impl  # noqa: E402
+from visionssm_kernels.ssd import triton_impl as ssd  # noqa: E402
 from visionssm_kernels.wavefront_scan_2d import triton_impl as wavefront  # noqa: E402
 
 HOPPER, MI300 = ('cuda', 90, 32), ('hip', 'gfx942', 64)
@@ -178,3 +179,48 @@ def test_tiles_of_the_non_causal_ssd_stay_in_registers(monkeypatch, tmp_path: Pa
     for recorder in record_nc_ssd(monkeypatch, 'backward', torch.float32):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert spills(built, tmp_path) == '0'
+
+
+def record_ssd(monkeypatch, stage, dtype, length=197, heads=4, size=64, groups=1, state=64, full=True):
+    """Runs one launcher of the scan of Mamba-2 with recorders in place of the kernels."""
+    names = ('_chunk_states_kernel', '_pass_states_kernel',
+             '_output_kernel' if stage == 'forward' else '_gradient_kernel')
+    recorders = {name: Recorder(getattr(ssd, name)) for name in names}
+    for name, recorder in recorders.items():
+        monkeypatch.setattr(ssd, name, recorder)
+    parameter = torch.float64 if dtype == torch.float64 else torch.float32
+    x, B = torch.ones(2, length, heads, size, dtype=dtype), torch.ones(2, length, groups, state, dtype=dtype)
+    A, states = -torch.ones(heads, dtype=parameter), torch.ones(2, heads, size, state, dtype=parameter)
+    D = torch.ones(heads, size, dtype=parameter) if full else None
+    args = (x, x[..., 0], A, B, B, D, x if full else None, A if full else None, states if full else None)
+    flags = (full, 0., float('inf'), not full)
+    if stage == 'forward':
+        ssd.forward(*args, *flags)
+    else:
+        ssd.backward(x, states if full else None, *args, torch.ones(2, heads, 4, size, state, dtype=parameter), *flags)
+    return recorders.values()
+
+
+@pytest.mark.parametrize('stage', ['forward', 'backward'])
+@pytest.mark.parametrize(('target', 'options'), [
+    pytest.param(HOPPER, {'dtype': torch.float32}, id='sm90-float32'),
+    pytest.param(HOPPER, {'dtype': torch.bfloat16, 'size': 128, 'state': 128}, id='sm90-bfloat16-wide'),
+    pytest.param(HOPPER, {'dtype': torch.float16, 'length': 1, 'heads': 1, 'size': 1, 'state': 1, 'full': False},
+                 id='sm90-ones'),
+    pytest.param(HOPPER, {'dtype': torch.float64, 'groups': 2, 'size': 24}, id='sm90-float64-groups'),
+    pytest.param(MI300, {'dtype': torch.float16, 'state': 200, 'full': False}, id='gfx942-float16'),
+])
+def test_kernels_of_mamba2_compile_to_machine_code(monkeypatch, tmp_path: Path, stage, target, options):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record_ssd(monkeypatch, stage, **options):
+        built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
+        assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=['float32', 'bfloat16'])
+@pytest.mark.parametrize('stage', ['forward', 'backward'])
+def test_tiles_of_mamba2_hardly_leave_the_registers(monkeypatch, tmp_path: Path, stage, dtype):
+    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+    for recorder in record_ssd(monkeypatch, stage, dtype):
+        built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
+        assert int(spills(built, tmp_path)) <= 1024 and built.metadata.shared <= 96 << 10

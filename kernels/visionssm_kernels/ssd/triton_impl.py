@@ -4,8 +4,8 @@ As in `chunked.py` all chunks work at once, in matrix products: one kernel for w
 that passes the states on, and one for the outputs; backwards the first two again for the gradients of the states, and
 one for all others. Sequences are read where they lie, from either end. Steps are made beforehand: they are few. So is
 the gradient before the gate, where there is one. Gradients of B and C go through one partial buffer a head, so results
-are the same in every run. Half-precision inputs are multiplied in TF32, others as they are. What arguments and results
-mean stands in `reference.py`.
+are the same in every run. Half-precision inputs are multiplied in TF32, float32 in three products of it, which is as
+good as float32. What arguments and results mean stands in `reference.py`.
 """
 # Triton reads annotations as types of kernel arguments: kernels carry only those that it needs
 # ruff: noqa: ANN001, ANN202
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from .reference import chunk_length, steps
 
-MAX_BLOCK = 64
-"""Widest tile along P and N; a chunk is one tile along the sequence."""
+MAX_BLOCK, MAX_GRADIENT_BLOCK = 64, 32
+"""Widest tiles along P and N, so that they stay in registers; a chunk is one tile along the sequence."""
 PASS_BLOCK = 256
 
 
@@ -275,6 +275,7 @@ class _Call:
             dt_bias: torch.Tensor | None,
             step_options: tuple[bool, float, float],
             reverse: bool,
+            max_block: int,
     ) -> None:
         self.A, self.reverse = A, reverse
         self.batch, self.length, self.heads, self.width = x.shape
@@ -286,17 +287,17 @@ class _Call:
         self.log = self.step * A[:, None]
         padded = F.pad(self.log, (0, self.chunks * size - self.length)).unflatten(-1, (self.chunks, size))
         self.whole = padded.sum(-1).exp()
-        self.block_p, self.block_n = (
-            min(max(triton.next_power_of_2(n), 16), MAX_BLOCK) for n in (self.width, self.state))
+        block_p, block_n = (min(max(triton.next_power_of_2(n), 16), max_block) for n in (self.width, self.state))
         half = all(t.dtype in (torch.bfloat16, torch.float16) for t in (x, B, C))
+        precision = 'ieee' if torch.version.hip or A.dtype == torch.float64 else 'tf32' if half else 'tf32x3'
         self.shared: dict[str, Any] = {
             'M': self.heads, 'per_group': self.heads // self.groups, 'L': self.length, 'Q': size, 'chunks': self.chunks,
             'P': self.width, 'N': self.state, 'BLOCK_Q': max(triton.next_power_of_2(size), 16),
-            'BLOCK_P': self.block_p, 'BLOCK_N': self.block_n,
-            'ACC': tl.float64 if A.dtype == torch.float64 else tl.float32, 'PRECISION': 'tf32' if half else 'ieee',
+            'BLOCK_P': block_p, 'BLOCK_N': block_n,
+            'ACC': tl.float64 if A.dtype == torch.float64 else tl.float32, 'PRECISION': precision,
             'REVERSE': reverse, 'num_stages': 1}
         self.lanes = self.batch * self.heads * self.chunks
-        self.blocks_p, self.blocks_n = triton.cdiv(self.width, self.block_p), triton.cdiv(self.state, self.block_n)
+        self.blocks_p, self.blocks_n = -(-self.width // block_p), -(-self.state // block_n)
 
     def in_order(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, M) -> (B, M, L) in scan order, contiguous."""
@@ -347,12 +348,12 @@ def forward(
     """Runs the scan; see `reference`."""
     # Triton starts kernels on the current device, whatever the device of their arguments
     with torch.cuda.device_of(x):
-        call = _Call(x, dt, A, B, C, dt_bias, (dt_softplus, dt_min, dt_max), reverse)
+        call = _Call(x, dt, A, B, C, dt_bias, (dt_softplus, dt_min, dt_max), reverse, MAX_BLOCK)
         starts, final_states = call.states(x, B, initial_states, adjoint=False)
         out = torch.empty_like(x, memory_format=torch.contiguous_format)
         _output_kernel[(call.lanes * call.blocks_p,)](
             x_ptr=x, B_ptr=B, C_ptr=C, D_ptr=D, z_ptr=z, step_ptr=call.step, log_ptr=call.log, state_ptr=starts,
-            out_ptr=out, blocks_p=call.blocks_p, HAS_D=D is not None, HAS_Z=z is not None, num_warps=4,
+            out_ptr=out, blocks_p=call.blocks_p, HAS_D=D is not None, HAS_Z=z is not None, num_warps=8,
             **_strides(x=x, B=B, C=C, z=z), **call.shared)
     return out, final_states, starts
 
@@ -377,7 +378,7 @@ def backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """Gradients of the scan; see `reference`."""
     with torch.cuda.device_of(x):
-        call = _Call(x, dt, A, B, C, dt_bias, (dt_softplus, dt_min, dt_max), reverse)
+        call = _Call(x, dt, A, B, C, dt_bias, (dt_softplus, dt_min, dt_max), reverse, MAX_GRADIENT_BLOCK)
         dy = dout if z is None else dout.to(A.dtype) * F.silu(z.to(A.dtype))
         ends, dinitial_states = call.states(dy, C, dfinal_states, adjoint=True)
         dx = torch.empty_like(x, memory_format=torch.contiguous_format)
