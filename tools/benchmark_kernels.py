@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 try:
-    from visionssm_kernels import nc_ssd, selective_scan, use_backend, wavefront_scan_2d
+    from visionssm_kernels import nc_ssd, selective_scan, ssd, use_backend, wavefront_scan_2d
     from visionssm_kernels._dispatch import BACKENDS
     from visionssm_kernels._native import native_why_not
-    from visionssm_kernels._testing import nc_ssd_inputs, relative_rms, scan_inputs, wavefront_inputs
+    from visionssm_kernels._testing import nc_ssd_inputs, relative_rms, scan_inputs, ssd_inputs, wavefront_inputs
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 
@@ -109,6 +109,26 @@ def plain_nc_ssd(
     return torch.einsum('blmn,bmnp->blmp', C, total) + D[:, None] * x
 
 
+def plain_ssd(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor,
+        dt_bias: torch.Tensor,
+        initial_states: torch.Tensor,
+) -> torch.Tensor:
+    """The scan of Mamba-2, one position after the other, with B and C repeated for every head."""
+    B, C = (matrix.repeat_interleave(x.shape[2] // matrix.shape[2], 2) for matrix in (B, C))
+    dt = torch.nn.functional.softplus(dt + dt_bias)
+    state, ys = initial_states, []
+    for decay, drive, B_l, C_l in zip(*(t.unbind(1) for t in (torch.exp(dt * A), dt[..., None] * x, B, C))):
+        state = decay[..., None, None] * state + drive[..., None] * B_l[:, :, None]
+        ys.append((state @ C_l[..., None])[..., 0])
+    return torch.stack(ys, 1) + D * x
+
+
 @dataclasses.dataclass(frozen=True)
 class Op:
     """An op to time: itself, its plain definition, its random inputs, and the sizes that models use."""
@@ -128,6 +148,9 @@ OPS = {
         (1, 64, 56, 56, 16), (1, 128, 28, 28, 16), (4, 32, 56, 56, 16))),
     'nc_ssd': Op(nc_ssd, plain_nc_ssd, nc_ssd_inputs, '(B, L, M, P, G, N)', (
         (1, 3136, 2, 64, 1, 64), (1, 784, 4, 64, 1, 64), (4, 196, 8, 64, 1, 64), (1, 784, 4, 64, 4, 64)), {}, False),
+    'ssd': Op(ssd, plain_ssd, ssd_inputs, '(B, L, M, P, G, N)', (
+        (1, 197, 12, 64, 1, 64), (1, 1024, 24, 64, 1, 64), (4, 197, 12, 32, 1, 16), (1, 3136, 8, 24, 1, 1)),
+        {'dt_softplus': True}, False),
 }
 
 
