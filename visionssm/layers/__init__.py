@@ -1,6 +1,7 @@
 """Layers that two or more model families share."""
 
 from .bimamba import BiMamba, SelectiveSSM
+from .bimamba2 import BiMamba2
 from .conv_block import ConvPosBlock
 from .conv_stem import ConvDownsample, ConvStem, default_norm
 from .downsample import ConvPosEnc, InvertedDownsample
@@ -18,13 +19,14 @@ from .pyramid import PlainPyramid, SimpleFeaturePyramid
 from .rope import apply_rotary, rotary_table
 from .ss2d import SS2D, RoutedSSM
 from .ss2d_official import ss2d_options
-from .ssm_init import init_A_log_, init_dt_bias_, init_dt_proj_, init_state_, negative_exp
+from .ssm_init import init_A_log_, init_A_log_uniform_, init_dt_bias_, init_dt_proj_, init_state_, negative_exp
 from .state_fusion import StateFusion
 from .stem import ResidualStem
 
 __all__ = [
     'SS2D',
     'BiMamba',
+    'BiMamba2',
     'ConvDownsample',
     'ConvPosBlock',
     'ConvPosEnc',
@@ -45,6 +47,7 @@ __all__ = [
     'default_norm',
     'drop_class_tokens',
     'init_A_log_',
+    'init_A_log_uniform_',
     'init_dt_bias_',
     'init_dt_proj_',
     'init_state_',
