@@ -184,8 +184,8 @@ def test_the_head_is_replaced_with_its_pooling():
 @pytest.mark.parametrize(('change', 'message'), [
     ({'double_scans': True}, 'double_scans'),
     ({'token_mixer': ['2D_dbl_scan', '2D']}, '2D_dbl_scan'),
-    ({'token_mixer': ['3D', '2D']}, "token_mixer are .*'3D'.*; allowed are '2D'"),
-    ({'ds_stages': ['mf_stem', 3]}, "ds_stages are .*3.*; allowed are 'mf_stem'"),
+    ({'token_mixer': ['3D', '2D']}, "token_mixer is .*'3D'.*; allowed are '2D'"),
+    ({'ds_stages': ['mf_stem', 3]}, "ds_stages is 3; allowed are 'mf_stem'"),
     ({'embed_dim': [8, 24, 16]}, 'dims are .* give as many of one as of the other'),
     ({'embed_dim': [8, 24]}, 'head.dim is 16, but the last of embed_dim is 24'),
 ], ids=['double scans', 'double scan mixer', 'mixer', 'downsample', 'lengths', 'head'])

@@ -17,7 +17,8 @@ from .pos_embed import (
 )
 from .pyramid import PlainPyramid, SimpleFeaturePyramid
 from .rope import apply_rotary, rotary_table
-from .ss2d import SS2D, RoutedSSM
+from .routed_ssm import RoutedSSM
+from .ss2d import SS2D
 from .ss2d_official import ss2d_options
 from .ssm_init import init_A_log_, init_A_log_uniform_, init_dt_bias_, init_dt_proj_, init_state_, negative_exp
 from .state_fusion import StateFusion

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from timm.layers import get_act_layer, register_notrace_function
 from torch import nn
 
-from .routed_ssm import RoutedSSM, scan_routes, widen
-from .ss2d import WideLayerNorm
+from .precision import WideLayerNorm, widen
+from .routed_ssm import RoutedSSM, scan_routes
 
 __all__ = ['GatedMultiHeadScan', 'MultiHeadScan', 'scan_route_attention']
 

@@ -10,15 +10,10 @@ from torch import nn
 
 from visionssm_kernels import get_routes
 
+from .precision import widen
 from .ssm_init import init_state_, negative_exp
 
 __all__ = ['CascadeSSM', 'RoutedSSD', 'RoutedSSM']
-
-
-@register_notrace_function
-def widen(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` in float32 where it is float16 or bfloat16."""
-    return x.float() if x.dtype == torch.float16 or x.dtype == torch.bfloat16 else x
 
 
 @register_notrace_function

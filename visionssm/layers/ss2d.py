@@ -4,25 +4,18 @@ import math
 from typing import Any, Final
 
 import torch
-import torch.nn.functional as F
 from timm.layers import get_act_layer
 from torch import nn
 
-from .routed_ssm import CascadeSSM, RoutedSSD, RoutedSSM, scan_routes, widen
+from visionssm.utils.suggest import check_choice
 
-__all__ = ['SS2D', 'RoutedSSM', 'WideLayerNorm', 'scan_routes', 'widen']
+from .precision import WideLayerNorm
+from .routed_ssm import CascadeSSM, RoutedSSD, RoutedSSM
+
+__all__ = ['SS2D']
 
 GATES = ('none', 'act', 'linear')
 OUT_NORMS = ('layernorm', 'none', 'dwconv', 'layernorm_dwconv', 'softmax', 'sigmoid')
-
-
-class WideLayerNorm(nn.LayerNorm):
-    """LayerNorm of a float32 map that does not take the map to the type of half-precision weights before it ends."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalise (..., D)."""
-        y = F.layer_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
-        return y.to(self.weight.dtype)
 
 
 class SpatialSoftmax(nn.Module):
@@ -119,8 +112,7 @@ class SS2D(nn.Module):
         super().__init__()
         for name, value, allowed in (
                 ('gate', gate, GATES), ('out_norm', out_norm, OUT_NORMS), ('ssm', ssm, ('mamba1', 'mamba2'))):
-            if value not in allowed:
-                raise ValueError(f'{name} is {value!r}; allowed are {", ".join(map(repr, allowed))}.')
+            check_choice(name, value, allowed)
         if ssm == 'mamba2' and routes == 'cascade':
             raise ValueError("routes='cascade' has no form with ssm='mamba2'; choose 'mamba1' or other routes.")
         if d_conv > 1 and d_conv % 2 == 0:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import nn
 
-from .ss2d import widen
+from .precision import widen
 
 __all__ = ['StateFusion']
 

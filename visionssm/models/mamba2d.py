@@ -49,6 +49,7 @@ from visionssm.layers import (
 )
 from visionssm.layers.conv_stem import check_map
 from visionssm.layers.patch_embed import check_image
+from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
@@ -485,8 +486,10 @@ class Mamba2D(Hierarchy):
             if len(values) != len(depths):
                 raise ValueError(f'{name} are {list(values)} and depths {list(depths)}: give as many of one as of the '
                                  f'other.')
-        _check_choices('mixers', mixers, _MIXERS)
-        _check_choices('downsamples', downsamples, _CONVS)
+        for kind in mixers:
+            check_choice('mixers', kind, _MIXERS)
+        for downsample in downsamples:
+            check_choice('downsamples', downsample, _CONVS)
         scan = partial(M2DMixer, d_state=d_state, expand=expand, dt_rank=dt_rank, shared_b=shared_b)
 
         def mixer(stage: int, block: int) -> nn.Module:
@@ -518,16 +521,11 @@ _MIXERS = {'scan': '2D', 'scan_local': '2D_local', 'rope_attention': 'RopeAttent
 _DOWNSAMPLES = {'conv7': 'mf_stem', 'conv3': 'mf_2', 'conv1': 1, 'conv2': 2, 'conv4': 4}
 
 
-def _check_choices(name: str, values: Sequence[Any], allowed: Mapping[str, Any]) -> None:
-    wrong = [value for value in values if value not in allowed]
-    if wrong:
-        raise ValueError(f'{name} are {list(values)}; allowed are {", ".join(map(repr, allowed))}.')
-
-
 def _translate(name: str, values: Sequence[Any], official: Mapping[str, Any]) -> list[Any]:
     """Translate official names of an argument to ours."""
     ours = {theirs: key for key, theirs in official.items()}
-    _check_choices(name, values, ours)
+    for value in values:
+        check_choice(name, value, ours)
     return [ours[value] for value in values]
 
 

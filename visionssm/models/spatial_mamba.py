@@ -40,7 +40,8 @@ from visionssm.layers import (
     init_state_,
     negative_exp,
 )
-from visionssm.layers.ss2d import WideLayerNorm, widen
+from visionssm.layers.precision import WideLayerNorm, widen
+from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
@@ -85,8 +86,7 @@ class FusedStateSSM(nn.Module):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        if dt_init not in _DT_INITS:
-            raise ValueError(f'dt_init is {dt_init!r}; allowed are {", ".join(map(repr, _DT_INITS))}.')
+        check_choice('dt_init', dt_init, _DT_INITS)
         self.dt_rank = dt_rank
         self.dt_init = dt_init
         self.x_proj = nn.Parameter(torch.empty(dt_rank + 2, dim, **dd))

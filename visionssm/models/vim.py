@@ -53,6 +53,7 @@ from visionssm.layers import (
     resize_pos_embed,
     rotary_table,
 )
+from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official, load_official_keys
 from ._official import Official
@@ -215,9 +216,9 @@ class Vim(nn.Module):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        _check_choice('class_token', class_token, _CLASS_TOKENS)
-        _check_choice('rope', rope, _ROPES)
-        _check_choice('mixer', mixer, ('mamba', 'mamba2'))
+        check_choice('class_token', class_token, _CLASS_TOKENS)
+        check_choice('rope', rope, _ROPES)
+        check_choice('mixer', mixer, ('mamba', 'mamba2'))
         for name, size in (('embed_dim', embed_dim), ('depth', depth), ('d_state', d_state), ('d_conv', d_conv)):
             if size < 1:
                 raise ValueError(f'{name} is {size}; at least 1 is needed.')
@@ -270,7 +271,7 @@ class Vim(nn.Module):
         return 'avg' if self.class_token == 'none' else 'token'
 
     def _check_pool(self, global_pool: str) -> str:
-        _check_choice('global_pool', global_pool, _POOLS)
+        check_choice('global_pool', global_pool, _POOLS)
         if global_pool == 'token' and self.class_token == 'none':
             raise ValueError("global_pool='token' needs a class token; use 'avg', 'max' or 'last' without one.")
         return global_pool
@@ -535,8 +536,8 @@ class VimDense(Vim):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__(num_classes=0, **dd, **kwargs)
-        _check_choice('last', last, ('none', 'add', 'norm'))
-        _check_choice('pyramid', pyramid, ('none', 'plain', 'simple'))
+        check_choice('last', last, ('none', 'add', 'norm'))
+        check_choice('pyramid', pyramid, ('none', 'plain', 'simple'))
         depth = len(self.blocks)
         self.out_indices = sorted(i % depth for i in out_indices) if out_indices else [depth - 1]
         self.residual_features = residual_features
@@ -579,13 +580,8 @@ class VimDense(Vim):
         return self.pyramid(maps[-1] if isinstance(self.pyramid, SimpleFeaturePyramid) else maps)
 
 
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
-
-
 def _norm_layer(name: str, eps: float, dd: dict[str, Any]) -> partial:
-    _check_choice('norm_layer', name, ('rmsnorm', 'layernorm'))
+    check_choice('norm_layer', name, ('rmsnorm', 'layernorm'))
     return partial(RmsNorm if name == 'rmsnorm' else LayerNorm, eps=eps, **dd)
 
 
@@ -698,7 +694,7 @@ def _trunk_options(config: Mapping[str, Any], defaults: Mapping[str, Any], dense
         'drop_path_rate': o['drop_path_rate'],
     }
     if not dense:
-        _check_choice('final_pool_type', o['final_pool_type'], tuple(_POOL_OF))
+        check_choice('final_pool_type', o['final_pool_type'], _POOL_OF)
         options['num_classes'] = o['num_classes']
         options['global_pool'] = 'token' if class_token != 'none' else _POOL_OF[o['final_pool_type']]
     return {**options, **(o['ssm_cfg'] or {})}
@@ -713,7 +709,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> Vim:
         own = {key: config.pop(key, default) for key, default in (
             ('out_indices', (3, 5, 7, 11)), ('use_residual_as_feature', False), ('last_layer_process', 'none'),
             ('if_fpn', True))}
-        _check_choice('last_layer_process', own['last_layer_process'], tuple(_LAST_OF))
+        check_choice('last_layer_process', own['last_layer_process'], _LAST_OF)
         return VimDense(
             out_indices=own['out_indices'],
             residual_features=own['use_residual_as_feature'],

@@ -48,7 +48,8 @@ from visionssm.layers import (
     init_dt_proj_,
     negative_exp,
 )
-from visionssm.layers.ss2d import widen
+from visionssm.layers.precision import widen
+from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model
 from ._hierarchy import Hierarchy, stage_drop_path_rates
@@ -212,8 +213,7 @@ class WeightedAverage(nn.Module):
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
-        if latest not in ('token', 'channel'):
-            raise ValueError(f"latest is {latest!r}; allowed are 'token' and 'channel'.")
+        check_choice('latest', latest, ('token', 'channel'))
         super().__init__()
         self.latest = latest
         self.shortcut = shortcut
@@ -395,9 +395,7 @@ class ViM2(Hierarchy):
             dtype: Type of the parameters.
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        if channel_mixer not in _CHANNEL_MIXERS:
-            raise ValueError(
-                f'channel_mixer is {channel_mixer!r}; allowed are {", ".join(map(repr, _CHANNEL_MIXERS))}.')
+        check_choice('channel_mixer', channel_mixer, _CHANNEL_MIXERS)
         if token_mixers < 1:
             raise ValueError(f'token_mixers is {token_mixers}; at least 1 is needed.')
         if not inner_residual and not weighted_average:

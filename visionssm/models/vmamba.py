@@ -30,6 +30,7 @@ from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from visionssm.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, default_norm, ss2d_options
+from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
@@ -182,9 +183,9 @@ class VMamba(Hierarchy):
             dtype: Type of the parameters.
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        _check_choice('norm_layer', norm_layer, tuple(_NORMS))
-        _check_choice('stem', stem, _STEMS)
-        _check_choice('downsample', downsample, _DOWNSAMPLES)
+        check_choice('norm_layer', norm_layer, _NORMS)
+        check_choice('stem', stem, _STEMS)
+        check_choice('downsample', downsample, _DOWNSAMPLES)
         dims = [dims * 2 ** i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         if len(dims) != len(depths):
             raise ValueError(f'dims are {dims} and depths {list(depths)}: give as many of one as of the other.')
@@ -213,11 +214,6 @@ class VMamba(Hierarchy):
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that training should not decay: the position embedding and those of the state."""
         return {'stem.pos_embed'} | super().no_weight_decay()
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f'{name} is {value!r}; allowed are {", ".join(map(repr, allowed))}.')
 
 
 def _mlp(dim: int, ratio: float, act: str, gated: bool, drop: float, **dd: Any) -> nn.Module | None:
@@ -308,7 +304,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
     dense = official_class in _DENSE_CLASSES
     o = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
     norm_layer = str(o['norm_layer']).lower()
-    _check_choice('norm_layer', norm_layer, tuple(_NORM_OF))
+    check_choice('norm_layer', norm_layer, _NORM_OF)
     options = {
         'img_size': o['imgsize'], 'patch_size': o['patch_size'], 'in_chans': o['in_chans'], 'depths': o['depths'],
         'dims': o['dims'], 'num_classes': 0 if dense else o['num_classes'], 'd_state': o['ssm_d_state'],

@@ -40,8 +40,9 @@ from visionssm.layers import (
     negative_exp,
 )
 from visionssm.layers.patch_embed import check_image
-from visionssm.layers.ss2d import WideLayerNorm, widen
+from visionssm.layers.precision import WideLayerNorm, widen
 from visionssm.layers.ssm_init import init_A_log_uniform_
+from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
@@ -105,7 +106,7 @@ class SSDMixer(nn.Module):
         super().__init__()
         inner = int(expand * dim)
         groups = num_heads if num_groups == -1 else num_groups
-        _check_choice('scan', scan, _SCANS)
+        check_choice('scan', scan, _SCANS)
         if inner % num_heads:
             raise ValueError(f'num_heads is {num_heads}; it must divide the {inner} inner channels.')
         if groups < 1 or num_heads % groups:
@@ -326,15 +327,15 @@ class VSSD(Hierarchy):
             dtype: Type of the parameters.
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        _check_choice('stem', stem, tuple(_STEMS))
-        _check_choice('downsample', downsample, tuple(_DOWNSAMPLES))
+        check_choice('stem', stem, _STEMS)
+        check_choice('downsample', downsample, _DOWNSAMPLES)
         dims = [dims * 2 ** i for i in range(len(depths))] if isinstance(dims, int) else list(dims)
         for name, values in (('dims', dims), ('num_heads', num_heads), ('mixers', mixers)):
             if len(values) != len(depths):
                 raise ValueError(
                     f'{name} are {list(values)} and depths {list(depths)}: give as many of one as of the other.')
         for mixer in mixers:
-            _check_choice('mixers', mixer, _MIXERS)
+            check_choice('mixers', mixer, _MIXERS)
         make: dict[str, Any] = {'attention': MapAttention, 'ssd': partial(
             SSDMixer, d_state=d_state, expand=expand, num_groups=num_groups, scan=scan, positive=positive,
             learn_initial_states=learn_initial_states, dt_limit=dt_limit)}
@@ -351,11 +352,6 @@ class VSSD(Hierarchy):
             num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, norm=default_norm(dims[-1], **dd),
             **dd)
         self.init_weights(needs_reset=False)
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f'{name} is {value!r}; allowed are {", ".join(map(repr, allowed))}.')
 
 
 _MOST_STAGES = 8
@@ -420,7 +416,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
     o = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
     depths = list(o['depths'])
     for kind in o['attn_types']:
-        _check_choice('attn_types', kind, tuple(_MIXER_OF))
+        check_choice('attn_types', kind, _MIXER_OF)
     model = VSSD(
         in_chans=o['in_chans'], num_classes=0 if dense else o['num_classes'], depths=depths, dims=o['embed_dim'],
         num_heads=list(o['num_heads'])[:len(depths)],

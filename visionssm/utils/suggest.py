@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
-__all__ = ['did_you_mean', 'list_names', 'nearest']
+__all__ = ['check_choice', 'did_you_mean', 'list_names', 'nearest']
 
 
 def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
@@ -19,6 +19,13 @@ def nearest(name: str, allowed: Iterable[str], count: int = 3) -> list[str]:
         Best match first; empty when nothing comes near.
     """
     return difflib.get_close_matches(name, sorted(set(allowed)), n=count, cutoff=0.5)
+
+
+def check_choice(name: str, value: object, allowed: Iterable[object]) -> None:
+    """Raise a ValueError that names the argument, its value and the allowed ones, unless `value` is among them."""
+    allowed = tuple(allowed)
+    if value not in allowed:
+        raise ValueError(f'{name} is {value!r}; allowed are {", ".join(map(repr, allowed))}.')
 
 
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
