@@ -177,7 +177,7 @@ def test_large_maps_stay_finite_under_float16():
 
 
 def test_gradients_of_a_single_image_are_derivatives():
-    """What the official layout gets wrong on a CPU, see `tests/parity`."""
+    """What the official layout, which `from_official` keeps, gets wrong on a CPU; see docs/models/vssd.md."""
     model = timm.create_model('vssd_pico', num_classes=3).double().eval()
     dense = visionssm.models._hierarchy.DenseBackbone(model)
     x, v = torch.randn(2, 1, 3, 64, 96, dtype=torch.float64)

@@ -69,36 +69,8 @@ def test_outputs_match_in_float64(golden):
         assert worst(actual, wanted, 1e-10, 1e-10) <= 1
 
 
-class ReLaidGradient(torch.autograd.Function):
-    """The identity, whose gradient comes in the strides that it has in the official VSSD code."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad):
-        grad = grad.contiguous(memory_format=torch.channels_last)
-        return grad.as_strided(grad.shape, (grad.shape[1], *grad.stride()[1:]))
-
-
-def repeat_official_fault(golden, model: torch.nn.Module) -> None:
-    """Lay out the last downsampling as the official VSSD code does, where that makes its recorded gradients wrong.
-
-    On a CPU PyTorch (2.11) returns a wrong gradient of batch norm for a single contiguous map (1, C, H, W) whose
-    incoming gradient has the strides (C, 1, W C, C): the official gradients of fixtures with one image are no
-    derivatives of their outputs. Ours are (`tests/models/test_vssd.py`), so the fault is repeated to compare the rest.
-    """
-    last = getattr(model, 'backbone', model).stages[-1].downsample if golden.family == 'vssd' else None
-    if hasattr(last, 'reduce') and len(golden.tensors['input']) == 1:
-        norm = last.reduce.bn
-        norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].contiguous(),))
-        norm.register_forward_hook(lambda module, inputs, out: ReLaidGradient.apply(out))
-
-
 def test_gradients_match(golden):
     model = build(golden)
-    repeat_official_fault(golden, model)
     outputs, x = run(golden, model)
     loss(golden, outputs).backward()
     table = find_official(golden.family).keys(golden.meta['official_class'])

@@ -13,7 +13,13 @@ class InvertedDownsample(nn.Module):
     """Halve a map by an inverted bottleneck: widen, convolve each channel with stride 2, narrow.
 
     The first two convolutions have a bias and a ReLU, the last one a bias and BatchNorm.
+
+    With `official_layout` maps lie in memory as in the official VSSD code, channels first and then tokens. The numbers
+    are the same, except that PyTorch (2.11) then computes a wrong gradient of BatchNorm for a single image on a CPU,
+    as it does for the official code: it is there to compare with that code, not to train.
     """
+
+    official_layout: bool
 
     def __init__(
             self,
@@ -35,6 +41,7 @@ class InvertedDownsample(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         out_dim = 2 * dim if out_dim is None else out_dim
+        self.official_layout = False
         hidden = int(out_dim * expand)
         self.expand = nn.Conv2d(dim, hidden, 1, **dd)
         self.act1 = nn.ReLU()
@@ -51,8 +58,11 @@ class InvertedDownsample(nn.Module):
         Returns:
             (B, H', W', C') with H' = ceil(H / 2).
         """
-        x = self.act1(self.expand(x.permute(0, 3, 1, 2)))
-        x = self.reduce(self.act2(self.conv(x)))
+        x = x.permute(0, 3, 1, 2)
+        if self.official_layout:
+            x = self.reduce(self.act2(self.conv(self.act1(self.expand(x.contiguous())))))
+            return x.flatten(2).permute(0, 2, 1).unflatten(1, (x.shape[2], x.shape[3]))
+        x = self.reduce(self.act2(self.conv(self.act1(self.expand(x)))))
         return x.permute(0, 2, 3, 1)
 
 

@@ -427,6 +427,10 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
         mlp_ratio=o['mlp_ratio'], mlp_drop_rate=o['drop_rate'],
         stem='patch' if o['simple_patch_embed'] else 'residual',
         downsample='simple' if o['simple_downsample'] else 'inverted', drop_path_rate=o['drop_path_rate'])
+    for stage in model.stages:
+        if isinstance(stage.downsample, InvertedDownsample):
+            # With one image on a CPU the official gradients are wrong by this layout; `from_official` promises them.
+            stage.downsample.official_layout = True
     if not dense:
         return model
     return DenseBackbone(model, config.get('out_indices', (0, 1, 2, 3)), default_norm, official_class)
