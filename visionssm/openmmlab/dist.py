@@ -1,4 +1,5 @@
 """Distributed training with and without GPUs: process groups, and fully sharded models."""
+import gc
 import os
 import subprocess
 from typing import Any
@@ -43,8 +44,13 @@ def init_cpu_group(launcher: str, backend: str = 'gloo', **kwargs: Any) -> None:
 
 
 def leave_group() -> None:
-    """Close the process group, if there is one, as PyTorch asks for before a process ends."""
+    """Close the process group, if there is one, before the interpreter ends.
+
+    Its threads release tensors, for which they need the interpreter: one that is late aborts the process.
+    """
     if dist.is_initialized():
+        # a wrapped model keeps the group alive, and what trained it holds the model in a cycle
+        gc.collect()
         dist.destroy_process_group()
 
 
