@@ -29,6 +29,7 @@ LAYERS = {
                          'visionssm_kernels'},
     'visionssm/segmentation': {'visionssm.segmentation', 'visionssm.models', 'visionssm.layers',
                                'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
+    'visionssm/analysis': {'visionssm.analysis'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }
 OPTIONAL = MM | {'cv2', 'matplotlib', 'scipy', 'albumentations', 'diffusers', 'tensorboard', 'mamba_ssm',

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from timm.models import group_parameters
 
-import visionssm
 from visionssm.layers import apply_rotary, class_token_index
 from visionssm.models import Vim
 from visionssm.models.vim import rotary_rows
@@ -236,25 +235,6 @@ def test_feature_maps_have_the_shape_of_the_picture():
     width = model.feature_info.channels()
     assert [tuple(m.shape) for m in maps] == [(2, width[0], 5, 9), (2, width[1], 5, 9)]
     assert model.feature_info.reduction() == [4, 4]
-
-
-def test_low_precision_weights_give_low_precision_outputs(make, image):
-    model = make().to(torch.bfloat16)
-    out = model(image.bfloat16())
-    assert out.dtype == torch.bfloat16 and torch.isfinite(out).all()
-
-
-def test_exported_program_equals_the_model(make, image):
-    model = make()
-    program = torch.export.export(model, (image,))
-    torch.testing.assert_close(program.module()(image), model(image))
-
-
-@pytest.mark.parametrize('name', visionssm.list_models('classification'))
-def test_every_model_is_built_by_name_on_the_meta_device(name: str):
-    model = visionssm.create_model(name, device='meta', num_classes=7)
-    channels, height, width = model.default_cfg['input_size']
-    assert model(torch.empty(2, channels, height, width, device='meta')).shape == (2, 7)
 
 
 def test_a_refused_input_size_leaves_the_model_as_it_was(make, image):

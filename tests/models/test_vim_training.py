@@ -53,15 +53,6 @@ def test_bfloat16_autocast_gives_finite_gradients():
     assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
-def test_autocast_stays_near_float32():
-    model = timm.create_model('vim_pico', **OPTIONS).eval()
-    x = torch.randn(4, 3, 32, 32)
-    expected = model(x)
-    with torch.autocast('cpu', torch.bfloat16):
-        out = model(x)
-    assert (out - expected).norm() / expected.norm() < 0.05  # observed 0.01
-
-
 def test_residual_stream_stays_in_float32_under_autocast():
     model = timm.create_model('vim_pico', **OPTIONS)
     seen = []
@@ -69,23 +60,6 @@ def test_residual_stream_stays_in_float32_under_autocast():
     with torch.autocast('cpu', torch.bfloat16):
         model(torch.randn(1, 3, 32, 32))
     assert seen == [torch.float32]
-
-
-def test_thirty_steps_under_autocast_learn_without_nan():
-    torch.manual_seed(0)
-    model = timm.create_model('vim_pico', **OPTIONS, drop_path_rate=0.1)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    x, y = torch.randn(16, 3, 32, 32), torch.arange(16) % 5
-    losses = []
-    for _ in range(30):
-        with torch.autocast('cpu', torch.bfloat16):
-            loss = F.cross_entropy(model(x), y)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert all(math.isfinite(loss) for loss in losses)
-    assert losses[-1] < 0.5 * losses[0]
 
 
 def test_copy_trains_on_its_own():

@@ -13,7 +13,7 @@ MAX_DYNAMIC_LENGTH = 1 << 16
 """Longest sequence that a graph with a dynamic length computes correctly."""
 
 
-def _doublings(length: int | torch.SymInt) -> int:
+def count_doublings(length: int | torch.SymInt) -> int:
     """Number of doubling steps: a graph with a dynamic length takes those of the longest sequence allowed."""
     if isinstance(length, torch.SymInt):
         torch._check(length <= MAX_DYNAMIC_LENGTH)
@@ -50,7 +50,7 @@ def routed_scan(
     dim, length = delta.shape[2:]
     decay = torch.exp(step[..., None, :] * A[..., None])
     states = (step * x)[..., None, :] * _per_channel(B, dim, index, reverse)
-    for j in range(_doublings(length)):
+    for j in range(count_doublings(length)):
         shift = 1 << j
         states = states + decay * F.pad(states, (shift, 0))[..., :length]
         decay = decay * F.pad(decay, (shift, 0), value=1.0)[..., :length]

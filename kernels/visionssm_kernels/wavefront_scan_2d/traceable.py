@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from .._dispatch import accumulation_dtype
-from ..selective_scan.traceable import _doublings
+from ..selective_scan.traceable import count_doublings
 from .reference import finish_steps, turn
 
 
@@ -52,7 +52,7 @@ def wavefront_scan(
     from_left, from_top = decays  # (B, D, N, H, W)
     # entry j holds the products of 2^j neighbouring decays, which every row needs
     products = [from_left]
-    doublings = _doublings(width)
+    doublings = count_doublings(width)
     for j in range(doublings - 1):
         products.append(products[-1] * F.pad(products[-1], (1 << j, 0), value=1.)[..., :width])
     states = drive[..., 0, :]
