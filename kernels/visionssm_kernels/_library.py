@@ -3,6 +3,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = 'visionssm'
@@ -15,11 +16,19 @@ def overload(name: str) -> torch._ops.OpOverload:
     return getattr(getattr(torch.ops, NAMESPACE), name).default
 
 
-def _without_autocast(kernel: Callable) -> Callable:
-    """Runs a kernel as it is written: under autocast the products of a PyTorch backend would drop to half precision."""
+def _as_written(name: str, kernel: Callable) -> Callable:
+    """Runs a kernel as it is written: under autocast the products of a PyTorch backend would drop to half precision.
+
+    Refuses to run where a derivative in forward mode is being taken: `torch.func.jvp` hands an op without one the bare
+    values and would take its derivative to be zero.
+    """
 
     @functools.wraps(kernel)
     def run(*args: object) -> object:
+        if forward_ad._current_level >= 0:
+            raise NotImplementedError(
+                f'{name} has no derivative in forward mode (torch.func.jvp, jacfwd, forward_ad); use reverse mode: '
+                f'torch.autograd.grad or backward')
         with torch._C._DisableAutocast():
             return kernel(*args)
 
@@ -50,7 +59,7 @@ def define_op(
     """
     qualified = f'{NAMESPACE}::{name}'
     torch.library.define(qualified, signature, lib=_LIBRARY, tags=(torch.Tag.pt2_compliant_tag,))
-    torch.library.impl(qualified, 'CompositeExplicitAutograd', _without_autocast(kernel), lib=_LIBRARY)
+    torch.library.impl(qualified, 'CompositeExplicitAutograd', _as_written(name, kernel), lib=_LIBRARY)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
         torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)

@@ -106,6 +106,12 @@ def test_a_misspelt_key_is_named_with_the_nearest_one(on_disk, option, wrong, ri
         options(on_disk(), '--cfg-options', option)
 
 
+@pytest.mark.parametrize('option', ['max_epochs=1', 'maxx_epochs=1', 'data_root=/data'])
+def test_an_override_that_comes_too_late_is_refused(on_disk, option):
+    with pytest.raises(ConfigError, match=f'nothing reads the key {option.partition("=")[0]!r}.*train_cfg.max_epochs'):
+        options(on_disk(), '--cfg-options', option)
+
+
 def test_a_learning_rate_that_is_no_number_is_refused(on_disk):
     with pytest.raises(ConfigError, match="optimizer.lr must be a number, got 'fast'"):
         options(on_disk(), '--cfg-options', 'optim_wrapper.optimizer.lr=fast')

@@ -28,6 +28,7 @@ class Toy(Hierarchy):
                   [nn.Sequential(nn.Linear(dim, dim), nn.GELU()) for _ in range(depth)],
                   nn.LayerNorm(dim) if stage_norm else None)
             for i, (dim, depth) in enumerate(zip(DIMS, depths))]
+        stage_drop_path_rates(0., depths)
         super().__init__(Stem(3, DIMS[0], 4, 4), stages, DIMS, 3, num_classes, norm=nn.LayerNorm(DIMS[-1]))
         self.init_weights(needs_reset=False)
 
@@ -114,3 +115,16 @@ def test_dense_backbone_returns_its_taps(image, norm_layer):
 def test_dense_backbone_refuses_stages_that_are_not_there(out_indices):
     with pytest.raises(ValueError, match='choose among the stages 0 to 3'):
         DenseBackbone(Toy(), out_indices)
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'num_classes': -1}, 'num_classes is -1; at least 0'), ({'depths': (1, 0, 1, 1)}, 'at least one block')])
+def test_impossible_sizes_are_refused(options: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Toy(**options)
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0, 2.0])
+def test_impossible_drop_path_rates_are_refused(rate: float):
+    with pytest.raises(ValueError, match=f'drop_path_rate is {rate}; it must be at least 0 and below 1'):
+        stage_drop_path_rates(rate, (1, 1))

@@ -2,6 +2,7 @@
 import logging
 
 import pytest
+import timm
 import torch
 
 import visionssm
@@ -171,3 +172,45 @@ def test_a_path_is_no_state_dict():
 def test_unknown_choices_are_named(official_class: str, option: dict):
     with pytest.raises(ValueError, match=f"{list(option)[-1]} is 'median'; allowed are"):
         visionssm.from_official('vim', {}, {**TRUNK, **option}, official_class=official_class)
+
+
+@pytest.mark.parametrize(('entry', 'message'), [
+    ({'model': {}}, "'model' is a dict.*load_state_dict"), ({'epoch': 3}, "'epoch' is a int"), ({3: None}, '3 is a ')])
+def test_what_is_no_state_dict_is_refused(entry: dict, message: str):
+    with pytest.raises(TypeError, match=message):
+        visionssm.from_official('vim', entry)
+
+
+def test_a_configuration_that_is_no_dictionary_is_refused():
+    with pytest.raises(TypeError, match='config is a list'):
+        visionssm.from_official('vim', {'a': torch.zeros(1)}, [1])
+
+
+@pytest.mark.parametrize(('family', 'name', 'lost'), [
+    ('vmamba', 'vmamba_pico', 'layers.0.blocks.0.op.in_proj.weight'),
+    ('vmamba', 'vmamba_pico', 'layers.0.blocks.0.op.dt_projs_bias'),
+    ('vssd', 'vssd_pico', 'layers.0.blocks.0.attn.in_proj.weight'),
+    ('mamba2d', 'mamba2d_pico', 'backbone.ds.ds1.conv.weight')])
+def test_keys_that_do_not_tell_the_configuration_are_one_clear_error(family: str, name: str, lost: str):
+    state_dict = visionssm.to_official(family, timm.create_model(name))
+    del state_dict[lost]
+    with pytest.raises(CheckpointError, match='give config|With config'):
+        visionssm.from_official(family, state_dict)
+
+
+@pytest.mark.parametrize(('family', 'name', 'options'), [
+    ('vmamba', 'vmamba_pico', {}), ('vssd', 'vssd_pico', {}), ('spatial_mamba', 'spatial_mamba_pico', {}),
+    ('mamba2d', 'mamba2d_pico', {'d_state': 16})])
+def test_models_without_a_classifier_come_back(family: str, name: str, options: dict):
+    model = timm.create_model(name, num_classes=0, **options).eval()
+    back = visionssm.from_official(family, visionssm.to_official(family, model)).eval()
+    x = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(back(x), model(x))
+
+
+@pytest.mark.parametrize('model', [
+    lambda: torch.nn.Linear(2, 2), lambda: timm.create_model('vim_pico', mixer='mamba2'),
+    lambda: timm.create_model('mhs_vm_pico')], ids=['foreign', 'unported option', 'no official code'])
+def test_models_without_a_counterpart_have_no_official_keys(model):
+    with pytest.raises(ValueError, match='has no counterpart in the official code'):
+        visionssm.to_official('vim', model())

@@ -23,6 +23,10 @@ _STATE_PARAMETERS = ('A_log', 'D', 'dt_bias')
 
 def stage_drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
     """Return the stochastic depth rate of every block, one list a stage: linear from 0 to `drop_path_rate`."""
+    if not 0. <= drop_path_rate < 1.:
+        raise ValueError(f'drop_path_rate is {drop_path_rate}; it must be at least 0 and below 1.')
+    if not depths or min(depths) < 1:
+        raise ValueError(f'depths are {list(depths)}; every stage needs at least one block.')
     return calculate_drop_path_rates(drop_path_rate, list(depths), stagewise=True)
 
 
@@ -105,6 +109,9 @@ class Hierarchy(nn.Module):
             dtype: Type of the parameters.
         """
         super().__init__()
+        for name, value, least in (('in_chans', in_chans, 1), ('num_classes', num_classes, 0)):
+            if value < least:
+                raise ValueError(f'{name} is {value}; at least {least} is needed.')
         self.in_chans = in_chans
         self.num_classes = num_classes
         self.dims = tuple(dims)

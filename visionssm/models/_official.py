@@ -181,17 +181,23 @@ def from_official(
         raise TypeError(
             f'state_dict is a {type(state_dict).__name__}, not a dictionary of tensors; read a file with '
             f'visionssm.checkpoints.load_state_dict(path) first.')
+    _check_entries(state_dict)
     state_dict = official.settle(state_dict)
+    headline = ''
     if config is None:
-        inferred_class, config = official.infer(state_dict)
+        inferred_class, config = _infer(official, state_dict)
         official_class = official_class or inferred_class
+        headline = ' that its keys tell; give config if they mislead'
         _logger.info('Inferred %s(%s) from the state dict.', official_class, config)
-    official_class = official_class or official.infer(state_dict)[0]
+    elif not isinstance(config, Mapping):
+        raise TypeError(f'config is a {type(config).__name__}; give the keyword arguments of the official constructor '
+                        f'as a dictionary, or None.')
+    official_class = official_class or _infer(official, state_dict)[0]
     _check_class(official_class, family, official)
     model = official.build(official_class, config)
     table = official.keys(official_class)
     derived = official.derived(model)
-    _check_official(model, state_dict, table, derived, f'The state dict does not fit {official_class}')
+    _check_official(model, state_dict, table, derived, f'The state dict does not fit the {official_class}{headline}')
     _check_derived(state_dict, derived)
     trained = {key: value for key, value in state_dict.items() if key not in derived}
     model.load_state_dict(translate_keys(trained, table))
@@ -217,10 +223,30 @@ def to_official(
     """
     official = find_official(family)
     if official_class is None:
-        official_class = str(getattr(model, 'official_class', official.classes[0]))
+        official_class = str(getattr(model, 'official_class', ''))
+        if not official_class:
+            raise ValueError(f'This {type(model).__name__} has no counterpart in the official code of {family!r}.')
     _check_class(official_class, family, official)
     table = official.keys(official_class)
     return official.repeat({**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)})
+
+
+def _check_entries(state_dict: Mapping[str, Any]) -> None:
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise TypeError(
+                f'state_dict must hold tensors by name; {key!r} is a {type(value).__name__}. The weights of a training '
+                f'checkpoint are inside it: visionssm.checkpoints.load_state_dict(path) finds them.')
+
+
+def _infer(official: Official, state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, Any]]:
+    """Infer class and arguments, or say that the keys do not tell them."""
+    try:
+        return official.infer(state_dict)
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f'The configuration cannot be told from these keys and shapes: {error}. With config, the keyword arguments '
+            f'of the official constructor, every key that does not fit is listed.') from error
 
 
 def _check_class(official_class: str, family: str, official: Official) -> None:

@@ -638,8 +638,9 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
     if not classifier:
         return 'Mamba2D', {'backbone': backbone, 'head': None}
     hidden, dim = sd['head.fc1.weight'].shape
+    classes = len(sd.get('head.fc2.weight', ()))
     return 'Mamba2DClassifier', {
-        'backbone': backbone, 'head': {'dim': dim, 'n_classes': len(sd['head.fc2.weight']), 'mlp_ratio': hidden / dim}}
+        'backbone': backbone, 'head': {'dim': dim, 'n_classes': classes, 'mlp_ratio': hidden / dim}}
 
 
 OFFICIAL = Official(

@@ -232,6 +232,8 @@ class Vim(nn.Module):
         self.num_prefix_tokens = {'none': 0, 'double': 2}.get(class_token, 1)
         self.global_pool = self._check_pool(global_pool or ('' if global_pool == '' else self._default_pool()))
         self.use_rope = rope != 'none'
+        if mixer != 'mamba':
+            self.official_class = ''  # the official code has no such mixer
         self.rope_grid = float(rope_grid)
         self.rope_official = rope_official
         self.grad_checkpointing = False

@@ -374,8 +374,8 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         'patchembed_version': 'v2' if overlap else 'v1', 'posembed': 'pos_embed' in sd}
     if 'pos_embed' in sd:
         config['imgsize'] = sd['pos_embed'].shape[-1] * config['patch_size']
-    if 'classifier.head.weight' in sd:
-        return 'VSSM', {**config, 'num_classes': len(sd['classifier.head.weight'])}
+    if 'classifier.norm.weight' in sd or 'classifier.head.weight' in sd:
+        return 'VSSM', {**config, 'num_classes': len(sd.get('classifier.head.weight', ()))}
     taps = sorted({int(key[7:].partition('.')[0]) for key in sd if key.startswith('outnorm')})
     return 'Backbone_VSSM', {**config, 'out_indices': taps}
 

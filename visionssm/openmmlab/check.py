@@ -25,7 +25,7 @@ from ..utils.suggest import did_you_mean, nearest
 from .optim import optimizer_class
 from .runner import OWN_HOOKS, ResumableEpochLoop
 
-__all__ = ['ConfigError', 'accepted_arguments', 'check_config']
+__all__ = ['ConfigError', 'accepted_arguments', 'check_config', 'check_overrides']
 
 REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
 EXTRA_TOP_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
@@ -68,6 +68,26 @@ def accepted_arguments(build: Any) -> tuple[set[str], bool]:
     return names - {'self'}, False
 
 
+def top_level_keys() -> set[str]:
+    """The keys of a config's top level that something reads."""
+    return (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | EXTRA_TOP_KEYS
+
+
+def check_overrides(options: Iterable[str]) -> None:
+    """Raise for an override that comes too late: a variable of a config file has been read when overrides are applied.
+
+    Args:
+        options: Dotted keys, as given to ``--cfg-options``.
+    """
+    known = top_level_keys()
+    for option in options:
+        key = option.partition('.')[0]
+        if key not in known:
+            raise ConfigError(f'--cfg-options {option}: nothing reads the key {key!r}; a variable of a config file has '
+                              f'been read when overrides are applied, so name the section that uses it, for example '
+                              f'train_cfg.max_epochs. {did_you_mean(key, known)}')
+
+
 def check_config(cfg: Config) -> None:
     """Raise an error for the first misspelt key, naming the nearest that exists.
 
@@ -77,7 +97,7 @@ def check_config(cfg: Config) -> None:
     Args:
         cfg: The config.
     """
-    known = (set(inspect.signature(_Runner.__init__).parameters) - {'self', 'cfg'}) | EXTRA_TOP_KEYS
+    known = top_level_keys()
     for key in cfg:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
         if key not in known and near:

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from ..checkpoints import CheckpointError
 from ..utils.paths import config_root, find_config
-from .check import ConfigError, check_config
+from .check import ConfigError, check_config, check_overrides
 from .data import UnreadableImagesError
 from .hooks import NonFiniteError
 from .runner import VisionRunner
@@ -116,6 +116,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(str(path))
     except SyntaxError as error:
         raise ConfigError(f'{path} is no Python: {error}') from error
+    check_overrides(args.cfg_options)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     cfg.setdefault('default_scope', 'visionssm')
