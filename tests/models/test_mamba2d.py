@@ -7,7 +7,7 @@ import torch.nn.functional as F
 import visionssm
 from visionssm.checkpoints import CheckpointError
 from visionssm.models import Mamba2D
-from visionssm.models.mamba2d import M2DMixer, MapAttention, StarReLU
+from visionssm.models.mamba2d import OFFICIAL, M2DMixer, MapAttention, StarReLU
 
 BACKBONE = {
     'n_blocks': [2, 1], 'embed_dim': [8, 16], 'ds_stages': ['mf_stem', 'mf_2'], 'token_mixer': ['2D_local', '2D'],
@@ -200,3 +200,16 @@ def test_a_foreign_state_dict_is_refused_by_its_keys():
     state_dict = visionssm.to_official('mamba2d', official_model())
     with pytest.raises(CheckpointError, match='stages.0.2.weight'):
         visionssm.from_official('mamba2d', state_dict, official_config(n_blocks=[1, 1]))
+
+
+@pytest.mark.parametrize('shape', ['nested', 'flat'])
+def test_keys_tell_the_release_where_arguments_do_not(shape: str):
+    backbone = {'n_blocks': [1, 1], 'embed_dim': [8, 16], 'ds_stages': ['mf_stem', 'mf_2'],
+                'token_mixer': ['2D_local', '2D'], 'res_scale_init_values': [1., 1.]}
+    model = OFFICIAL.build('Mamba2D', {**backbone, 'inter_flip': False, 'recomp': 'full'}).eval()
+    state_dict = visionssm.to_official('mamba2d', model)
+    config = {'backbone': backbone} if shape == 'nested' else backbone
+    back = visionssm.from_official('mamba2d', state_dict, config, official_class='Mamba2D').eval()
+    x = torch.randn(1, 3, 32, 32)
+    for actual, expected in zip(back(x), model(x), strict=True):
+        torch.testing.assert_close(actual, expected)

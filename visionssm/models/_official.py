@@ -35,6 +35,10 @@ def _already_tidy(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     return state_dict
 
 
+def _as_given(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+    return config
+
+
 @dataclass(frozen=True)
 class Official:
     """What a family's file says about the official code.
@@ -47,6 +51,7 @@ class Official:
         infer: (state dict) to (official class, keyword arguments) as far as keys and shapes tell.
         derived: (model) to official entries that hold nothing trained: they are checked and left out on the way in,
             computed anew on the way out.
+        complete: (arguments, state dict) to the arguments with what releases differ in and only the keys tell.
         tidy: (state dict) to the same with names and shapes of older official code brought to those of `keys`, and
             without what official files hold beside a model.
         aliases: Rows of (pattern of an entry that repeats another, pattern of that other). On the way in one of them is
@@ -59,6 +64,7 @@ class Official:
     build: Callable[[str, Mapping[str, Any]], nn.Module]
     infer: Callable[[Mapping[str, torch.Tensor]], tuple[str, dict[str, Any]]]
     derived: Callable[[nn.Module], dict[str, torch.Tensor]] = _no_derived
+    complete: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], Mapping[str, Any]] = _as_given
     tidy: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _already_tidy
     aliases: KeyTable = ()
     family: str = ''
@@ -194,7 +200,7 @@ def from_official(
                         f'as a dictionary, or None.')
     official_class = official_class or _infer(official, state_dict)[0]
     _check_class(official_class, family, official)
-    model = official.build(official_class, config)
+    model = official.build(official_class, official.complete(config, state_dict))
     table = official.keys(official_class)
     derived = official.derived(model)
     _check_official(model, state_dict, table, derived, f'The state dict does not fit the {official_class}{headline}')

@@ -566,7 +566,7 @@ def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
 
 
 # Arguments of the official backbone that change nothing that is computed here.
-_NO_EFFECT = frozenset(('channel_last', 'featmaps_out', 'init_cfg', 'pt_ckpt', 'recomp', 'type'))
+_NO_EFFECT = frozenset(('channel_last', 'featmaps_out', 'init_cfg', 'pt_ckpt', 'recomp', 'stage_norm', 'type'))
 _BACKBONE = {
     'in_channels': 3, 'n_blocks': (3, 3, 9, 3), 'ds_stages': ('mf_stem', 'mf_2', 'mf_2', 'mf_2'),
     'embed_dim': (64, 128, 320, 512), 'token_mixer': ('2D_local', '2D_local', 'RopeAttention', 'RopeAttention'),
@@ -575,8 +575,18 @@ _HEAD = {'dim': 512, 'n_classes': 1000, 'mlp_ratio': 4, 'head_dropout': 0.}
 _V1 = {'expand': 2., 'shared_b': True, 'downsample_norm': True, 'stage_norm': False, 'alternate': False}
 
 
+def _complete(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
+    """Note whether stages close with a norm, as those of the second release do."""
+    normed = any(re.fullmatch(r'(backbone\.)?stages\.0\.\d+\.weight', key) for key in state_dict)
+    if isinstance(config.get('backbone'), Mapping):
+        return {**config, 'backbone': {**config['backbone'], 'stage_norm': normed}}
+    return {**config, 'stage_norm': normed}
+
+
 def _is_v1(backbone: Mapping[str, Any]) -> bool:
-    """Tell the first release by its arguments: it had another attention, and no flips."""
+    """Tell the first release by its keys, or by its arguments: it had another attention, and no flips."""
+    if 'stage_norm' in backbone:
+        return not backbone['stage_norm']
     mixers = backbone.get('token_mixer', ())
     return 'Attention' in mixers or ('RopeAttention' not in mixers and not {'inter_flip', 'recomp'} & set(backbone))
 
@@ -644,7 +654,8 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
 
 
 OFFICIAL = Official(
-    classes=('Mamba2DClassifier', 'Mamba2D'), keys=_key_table, build=_build_official, infer=_infer_official)
+    classes=('Mamba2DClassifier', 'Mamba2D'), keys=_key_table, build=_build_official, infer=_infer_official,
+    complete=_complete)
 
 
 def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, torch.Tensor]:
