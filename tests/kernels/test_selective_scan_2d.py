@@ -138,3 +138,14 @@ def test_op_refuses_tables_that_do_not_visit_each_pixel_once(table, cpu_backend)
     inputs = make_inputs(1, 4, 2, 3, 2, routes=1)
     with use_backend(cpu_backend), pytest.raises(ValueError, match='each of the numbers 0..5 once'):
         torch.ops.visionssm.selective_scan_2d(**inputs, table=torch.tensor(table))
+
+
+def test_a_table_that_changes_is_looked_at_again(cpu_backend):
+    inputs = make_inputs(1, 4, 2, 3, 2, routes=1)
+    table = torch.arange(6, dtype=torch.int32)[None].clone()
+    with use_backend(cpu_backend):
+        for _ in range(2):
+            torch.ops.visionssm.selective_scan_2d(**inputs, table=table)
+        table[0, 0] = 9
+        with pytest.raises(ValueError, match='each of the numbers 0..5 once'):
+            torch.ops.visionssm.selective_scan_2d(**inputs, table=table)

@@ -5,6 +5,7 @@ fake kernel, the gradient and the FLOP formula. `visionssm::selective_scan` and 
 check the arguments of the 1-D scan and call it.
 """
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _dispatch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
@@ -43,13 +44,21 @@ def _parameters(dtype: torch.dtype, *tensors: torch.Tensor | None) -> tuple[torc
     return tuple(None if x is None else x.to(dtype).contiguous() for x in tensors)
 
 
+_checked_tables = WeakIdKeyDictionary()
+
+
 def _check_index(index: torch.Tensor, length: int) -> None:
-    """Raises unless every row visits each pixel once: kernels write where the table says."""
+    """Raises unless every row visits each pixel once: kernels write where the table says. Looks once at each table."""
+    version = None if index.is_inference() else index._version
+    if version is not None and _checked_tables.get(index) == version:
+        return
     low, high = index.aminmax()
     inside = low.item() >= 0 and high.item() < length
     if not inside or not torch.zeros_like(index, dtype=torch.bool).scatter_(1, index.long(), True).all():
         raise ValueError(f'selective_scan: every row of the table of routes must hold each of the numbers '
                          f'0..{length - 1} once; this one holds numbers from {low.item()} to {high.item()}')
+    if version is not None:
+        _checked_tables[index] = version
 
 
 def _routed_scan(
