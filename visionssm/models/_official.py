@@ -20,7 +20,10 @@ from visionssm.utils.suggest import did_you_mean
 
 from ._tasks import public_modules, task_modules
 
-__all__ = ['Official', 'families', 'find_official', 'from_official', 'to_official', 'translate_keys']
+__all__ = [
+    'Official', 'count_blocks', 'dense_keys', 'families', 'find_official', 'find_taps', 'from_official', 'take_known',
+    'to_official', 'translate_keys',
+]
 
 _logger = logging.getLogger('visionssm')
 
@@ -118,6 +121,43 @@ def translate_keys(state_dict: Mapping[str, Any], table: KeyTable, reverse: bool
         The same values under their new keys.
     """
     return {translate_key(key, table, reverse): value for key, value in state_dict.items()}
+
+
+def dense_keys(keys: KeyTable) -> KeyTable:
+    """Return the table of a dense class, a `DenseBackbone` here, from that of the classifier."""
+    return (*((theirs, f'backbone.{ours}') for theirs, ours in keys), ('outnorm{}.{}', 'out_norms.{}.{}'))
+
+
+def find_taps(state_dict: Mapping[str, Any]) -> list[int]:
+    """Return the stages whose maps a dense class normalises; none for a classifier."""
+    return sorted({int(key[len('outnorm'):].partition('.')[0]) for key in state_dict if key.startswith('outnorm')})
+
+
+def count_blocks(state_dict: Mapping[str, Any], part: str = '.blocks.') -> list[int]:
+    """Return the depth of each stage, told by the first two numbers of the keys that contain `part`."""
+    blocks = {tuple(map(int, re.findall(r'\d+', key)[:2])) for key in state_dict if part in key}
+    return [sum(stage == i for stage, _ in blocks) for i in range(1 + max(stage for stage, _ in blocks))]
+
+
+def take_known(
+        family: str,
+        config: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        no_effect: Iterable[str],
+) -> dict[str, Any]:
+    """Return the official arguments over their defaults, and log those that the official constructor swallows.
+
+    Args:
+        family: Name of the family, for the log.
+        config: Keyword arguments of the official constructor.
+        defaults: What it takes where the caller says nothing, for all arguments that matter here.
+        no_effect: Names of arguments that change nothing that is computed here.
+    """
+    swallowed = sorted(set(config) - set(defaults) - set(no_effect))
+    if swallowed:
+        _logger.warning(
+            'Ignored arguments that the official constructor of %s swallows: %s.', family, ', '.join(swallowed))
+    return {**defaults, **{key: value for key, value in config.items() if key in defaults}}
 
 
 def _declarations() -> dict[str, Official]:

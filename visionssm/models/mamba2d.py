@@ -53,7 +53,7 @@ from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
-from ._official import Official
+from ._official import Official, count_blocks
 
 __all__ = ['Mamba2D']
 
@@ -626,8 +626,7 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         raise ValueError(
             'These are not the keys of an official Mamba2D state dict (no ds.stem.conv.weight or '
             f'stages.0.0.norm1.weight); the first ones are {sorted(state_dict)[:5]}.')
-    blocks = sorted({tuple(map(int, re.findall(r'\d+', key)[:2])) for key in sd if '.norm1.' in key})
-    depths = [sum(stage == i for stage, _ in blocks) for i in range(blocks[-1][0] + 1)]
+    depths = count_blocks(sd, '.norm1.')
     convs = [sd[f'ds.{"ds" * bool(i)}{i or "stem"}.conv.weight'] for i in range(len(depths))]
     sides = {_CONVS[ours][0]: theirs for ours, theirs in _DOWNSAMPLES.items()}
 

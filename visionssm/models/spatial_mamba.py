@@ -15,9 +15,7 @@ Options of the official class that are not ported: states of more than one numbe
 cannot return, and `norm_layer` other than LayerNorm, which the official code cannot run.
 """
 
-import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -45,11 +43,9 @@ from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
-from ._official import Official
+from ._official import Official, count_blocks, dense_keys, find_taps, take_known
 
 __all__ = ['SpatialMamba']
-
-_logger = logging.getLogger('visionssm')
 
 # How the steps are drawn -> the style of `init_state_` that draws them so.
 _DT_INITS = {'random': 'v0', 'simple': 'v1', 'zero': 'v2'}
@@ -283,7 +279,7 @@ _KEYS = (
 def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
     if official_class not in _DENSE_CLASSES:
         return _KEYS
-    return (*((theirs, f'backbone.{ours}') for theirs, ours in _KEYS), ('outnorm{}.{}', 'out_norms.{}.{}'))
+    return dense_keys(_KEYS)
 
 
 # What the official constructors take where the caller says nothing; the names on the right are ours.
@@ -298,17 +294,14 @@ _NO_EFFECT = frozenset((
 
 def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module:
     """Build our model from the keyword arguments of an official constructor."""
-    swallowed = sorted(set(config) - set(_DEFAULTS) - _NO_EFFECT)
-    if swallowed:
-        _logger.warning(
-            'Ignored arguments that the official constructor of Spatial-Mamba swallows: %s.', ', '.join(swallowed))
+    o = take_known('Spatial-Mamba', config, _DEFAULTS, _NO_EFFECT)
     if config.get('d_state', 1) != 1:
         raise ValueError(f"d_state is {config['d_state']}; the fusion is of one state a channel, so it must be 1.")
     dense = official_class in _DENSE_CLASSES
     norm_layer = config.get('norm_layer', 'ln')
     if dense and str(norm_layer).lower() != 'ln':
         raise ValueError(f"norm_layer is {norm_layer!r}; the official dense class runs with 'ln' only.")
-    options = {_OUR_NAMES.get(name, name): config.get(name, default) for name, default in _DEFAULTS.items()}
+    options = {_OUR_NAMES.get(name, name): value for name, value in o.items()}
     dims = options['dims']
     if not isinstance(dims, int) and any(wide != 2 * narrow for narrow, wide in zip(dims, dims[1:])):
         raise ValueError(f'dims are {list(dims)}; the official downsampling doubles the channels: give d, 2d, 4d, 8d.')
@@ -325,8 +318,7 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         raise ValueError(
             'These are not the keys of an official Spatial-Mamba state dict (no patch_embed.conv1.conv.weight or '
             f'{first}); the first ones are {sorted(state_dict)[:5]}.')
-    blocks = {tuple(map(int, re.findall(r'\d+', key)[:2])) for key in state_dict if '.blocks.' in key}
-    depths = [sum(stage == i for stage, _ in blocks) for i in range(1 + max(stage for stage, _ in blocks))]
+    depths = count_blocks(state_dict)
     hidden, dim = state_dict[f'layers.{len(depths) - 1}.blocks.0.mlp.fc1.weight'].shape
     config = {
         'in_chans': state_dict['patch_embed.conv1.conv.weight'].shape[1],
@@ -335,7 +327,7 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         'd_state': 1,
         # Half a channel more: a ratio that is no integer then rounds down to the same channels in every stage.
         'mlp_ratio': hidden / dim if hidden % dim == 0 else (hidden + 0.5) / dim}
-    taps = sorted({int(key[len('outnorm'):].partition('.')[0]) for key in state_dict if key.startswith('outnorm')})
+    taps = find_taps(state_dict)
     if taps:
         return 'Backbone_SpatialMamba', {**config, 'out_indices': taps}
     return 'SpatialMamba', {**config, 'num_classes': len(state_dict.get('head.weight', ()))}

@@ -16,7 +16,6 @@ Options of the official class that no released weight uses and that are not port
 by direction), `flip_img_sequences_ratio`, random class-token positions, `ssm_cfg` beyond sizes, `ft_seq_len`.
 """
 
-import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -56,11 +55,9 @@ from visionssm.layers import (
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official, load_official_keys
-from ._official import Official
+from ._official import Official, take_known
 
 __all__ = ['Vim', 'VimDense']
-
-_logger = logging.getLogger('visionssm')
 
 _CLASS_TOKENS = ('middle', 'head', 'double', 'none')
 _POOLS = ('', 'token', 'avg', 'max', 'last', 'logit_max')
@@ -667,10 +664,7 @@ def _trunk_options(config: Mapping[str, Any], defaults: Mapping[str, Any], dense
         if config.get(name, harmless) not in (harmless, None) and config[name] > 0]
     if unported:
         raise ValueError(f'{", ".join(unported)}: no released weight uses this option and it is not ported.')
-    swallowed = sorted(set(config) - set(known) - _NO_EFFECT)
-    if swallowed:
-        _logger.warning('Ignored arguments that the official constructor of Vim swallows: %s.', ', '.join(swallowed))
-    o = {**known, **{key: value for key, value in config.items() if key in known}}
+    o = take_known('Vim', config, known, _NO_EFFECT)
     class_token = 'none'
     if o['if_cls_token'] and not dense:
         class_token = 'double' if o['use_double_cls_token'] else 'middle' if o['use_middle_cls_token'] else 'head'

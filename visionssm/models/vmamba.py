@@ -15,7 +15,6 @@ Options of the official class that no released weight uses and that are not port
 mixer, and the forms `xv1a`, `xv2a`, `xv3a`, which the official code itself cannot run.
 """
 
-import logging
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +33,9 @@ from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
-from ._official import Official, translate_keys
+from ._official import Official, count_blocks, dense_keys, find_taps, take_known, translate_keys
 
 __all__ = ['VMamba']
-
-_logger = logging.getLogger('visionssm')
 
 _DOWNSAMPLES = ('v1', 'v2', 'v3')
 _STEMS = ('v1', 'v2')
@@ -274,7 +271,7 @@ _LINEAR = re.compile(r'(in_proj|out_proj|fc1|fc2|reduction|head|fc)\.weight$')
 def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
     if official_class not in _DENSE_CLASSES:
         return _KEYS
-    return (*((theirs, f'backbone.{ours}') for theirs, ours in _KEYS), ('outnorm{}.{}', 'out_norms.{}.{}'))
+    return dense_keys(_KEYS)
 
 
 def _tidy(state_dict: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,12 +294,8 @@ _NO_EFFECT = frozenset(('init_cfg', 'out_indices', 'pretrained', 'ssm_rank_ratio
 
 def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module:
     """Build our model from the keyword arguments of an official constructor."""
-    swallowed = sorted(set(config) - set(_DEFAULTS) - _NO_EFFECT)
-    if swallowed:
-        _logger.warning(
-            'Ignored arguments that the official constructor of VMamba swallows: %s.', ', '.join(swallowed))
     dense = official_class in _DENSE_CLASSES
-    o = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    o = take_known('VMamba', config, _DEFAULTS, _NO_EFFECT)
     norm_layer = str(o['norm_layer']).lower()
     check_choice('norm_layer', norm_layer, _NORM_OF)
     options = {
@@ -340,8 +333,7 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         raise ValueError(
             'These are not the keys of an official VMamba state dict (no patch_embed.0.weight or '
             f'layers.0.blocks.0.op.x_proj_weight); the first ones are {sorted(sd)[:5]}.')
-    blocks = sorted({tuple(map(int, re.findall(r'\d+', key)[:2])) for key in sd if '.blocks.' in key})
-    depths = [sum(stage == i for stage, _ in blocks) for i in range(blocks[-1][0] + 1)]
+    depths = count_blocks(sd)
     firsts = [f'layers.{i}.blocks.0' for i in range(len(depths))]
     dims, inner = zip(*(sd[f'{block}.op.out_proj.weight'].shape for block in firsts), strict=True)
     block, conv = firsts[0], next((k for k in (f'{firsts[0]}.op.conv2d', f'{firsts[0]}.op.conv2d.1')
@@ -376,8 +368,7 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         config['imgsize'] = sd['pos_embed'].shape[-1] * config['patch_size']
     if 'classifier.norm.weight' in sd or 'classifier.head.weight' in sd:
         return 'VSSM', {**config, 'num_classes': len(sd.get('classifier.head.weight', ()))}
-    taps = sorted({int(key[7:].partition('.')[0]) for key in sd if key.startswith('outnorm')})
-    return 'Backbone_VSSM', {**config, 'out_indices': taps}
+    return 'Backbone_VSSM', {**config, 'out_indices': find_taps(sd)}
 
 
 OFFICIAL = Official(

@@ -15,9 +15,7 @@ Options of the official class that change nothing and have no counterpart: `ssd_
 version of the models that the repository announced in October 2025 (ICCV 2025) is another one and is not covered.
 """
 
-import logging
 import math
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, List, Optional
@@ -46,11 +44,9 @@ from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
 from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
-from ._official import Official
+from ._official import Official, count_blocks, dense_keys, find_taps, take_known
 
 __all__ = ['VSSD']
-
-_logger = logging.getLogger('visionssm')
 
 _MIXERS = ('ssd', 'attention')
 _SCANS = ('none', 'forward', 'both')
@@ -391,7 +387,7 @@ _KEYS = (
 def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
     if official_class not in _DENSE_CLASSES:
         return _KEYS
-    return (*((theirs, f'backbone.{ours}') for theirs, ours in _KEYS), ('outnorm{}.{}', 'out_norms.{}.{}'))
+    return dense_keys(_KEYS)
 
 
 # What the official constructors take where the caller says nothing.
@@ -409,11 +405,8 @@ _NO_EFFECT = frozenset((
 
 def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module:
     """Build our model from the keyword arguments of an official constructor."""
-    swallowed = sorted(set(config) - set(_DEFAULTS) - _NO_EFFECT)
-    if swallowed:
-        _logger.warning('Ignored arguments that the official constructor of VSSD swallows: %s.', ', '.join(swallowed))
     dense = official_class in _DENSE_CLASSES
-    o = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    o = take_known('VSSD', config, _DEFAULTS, _NO_EFFECT)
     depths = list(o['depths'])
     for kind in o['attn_types']:
         check_choice('attn_types', kind, _MIXER_OF)
@@ -475,15 +468,14 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         raise ValueError(
             f'These are not the keys of an official VSSD state dict (no {first}, or no '
             f'layers.0.blocks.0.attn.A_log or to_qkv.weight); the first ones are {sorted(state_dict)[:5]}.')
-    blocks = {tuple(map(int, re.findall(r'\d+', key)[:2])) for key in state_dict if '.blocks.' in key}
-    depths = [sum(stage == i for stage, _ in blocks) for i in range(1 + max(stage for stage, _ in blocks))]
+    depths = count_blocks(state_dict)
     hidden, dim = state_dict['layers.0.blocks.0.mlp.fc1.weight'].shape
     config = {
         'in_chans': state_dict['patch_embed.conv1.conv.weight'].shape[1], 'embed_dim': dim, 'depths': depths,
         'simple_patch_embed': 'patch_embed.norm.weight' in state_dict,
         'simple_downsample': 'layers.0.downsample.norm.weight' in state_dict,
         'mlp_ratio': hidden / dim, **_infer_mixer(state_dict, [f'layers.{i}.blocks.0' for i in range(len(depths))])}
-    taps = sorted({int(key[len('outnorm'):].partition('.')[0]) for key in state_dict if key.startswith('outnorm')})
+    taps = find_taps(state_dict)
     if taps:
         return 'Backbone_VMAMBA2', {**config, 'out_indices': taps}
     return 'VMAMBA2', {**config, 'num_classes': len(state_dict.get('head.weight', ()))}

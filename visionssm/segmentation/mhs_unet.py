@@ -27,7 +27,7 @@ from torch import nn
 from visionssm.layers import ConvStem, GatedMultiHeadScan, MultiHeadScan, default_norm
 from visionssm.models._builder import build_task_model, filter_official, load_official_keys
 from visionssm.models._hierarchy import reset_tree
-from visionssm.models._official import Official
+from visionssm.models._official import Official, take_known
 from visionssm.models._tasks import register_task_model
 from visionssm.models.mhs_vm import MHSBlock, make_stages
 
@@ -359,10 +359,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
         return MultiHeadScan(config['d_model'], **scan)
     if official_class in ('VSSGate', 'VSSUnGated'):
         return GatedMultiHeadScan(config['d_model'], gated=official_class == 'VSSGate', **scan)
-    swallowed = sorted(set(config) - set(_DEFAULTS) - _NO_EFFECT)
-    if swallowed:
-        _logger.warning('Ignored arguments of the official constructor of MHS-VM: %s.', ', '.join(swallowed))
-    o = {**_DEFAULTS, **{key: value for key, value in config.items() if key in _DEFAULTS}}
+    o = take_known('MHS-VM', config, _DEFAULTS, _NO_EFFECT)
     dims = [o['dims'] << i for i in range(len(o['depths']))] if isinstance(o['dims'], int) else list(o['dims'])
     decoder = list(config.get('dims_decoder') or dims[::-1])
     if decoder != dims[::-1] or any(2 * fine != coarse for fine, coarse in pairwise(dims)):
