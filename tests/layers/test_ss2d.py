@@ -278,3 +278,10 @@ def test_official_codes(code: str, expected: dict):
 def test_unreadable_codes_are_explained(code: str, message: str):
     with pytest.raises(ValueError, match=message):
         ss2d_options(code)
+
+
+def test_sizes_and_codes_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match='expand is 0; with 8 channels it leaves no inner channel'):
+        SS2D(8, expand=0)
+    with pytest.raises(ValueError, match='forward_type is None; it must be a string'):
+        ss2d_options(None)

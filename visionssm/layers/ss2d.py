@@ -118,6 +118,8 @@ class SS2D(nn.Module):
         if d_conv > 1 and d_conv % 2 == 0:
             raise ValueError(f'd_conv is {d_conv}; an odd side keeps the size of the map, 1 is no convolution.')
         inner = int(expand * dim)
+        if inner < 1:
+            raise ValueError(f'expand is {expand}; with {dim} channels it leaves no inner channel.')
         dt_rank = dt_rank or math.ceil(dim / 16)
         self.gated = gate != 'none'
         self.in_proj = nn.Linear(dim, 2 * inner if self.gated else inner, bias=bias, **dd)

@@ -35,6 +35,8 @@ def ss2d_options(forward_type: str) -> dict[str, Any]:
         ValueError: The string has an unknown base, or an unknown suffix, or suffixes in an order that the official
             code does not read; the message names them.
     """
+    if not isinstance(forward_type, str):
+        raise ValueError(f"forward_type is {forward_type!r}; it must be a string such as 'v05_noz'.")
     if forward_type in ('v0', 'v0seq'):
         return {
             'gate': 'act', 'out_norm': 'layernorm', 'out_act': False, 'routes': 'cross', 'ssm': 'mamba1', 'd_conv': 3,
