@@ -1,6 +1,6 @@
 """Registration of ops with torch.library: schema, kernel, fake, autograd, FLOPs and decomposition in one call."""
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch.autograd import forward_ad
@@ -69,6 +69,43 @@ def define_op(
     if decomposition is not None:
         _decompositions[op] = decomposition
     return op
+
+
+Tensors = Sequence[torch.Tensor | None]
+
+
+def pack_gradients(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor, ...]:
+    """Returns what a backward op puts out: each gradient contiguous in the dtype of its input.
+
+    An op of fixed arity has no place for None: absent inputs get an empty tensor, which `drop_absent` takes away.
+    """
+    return tuple(inputs[0].new_empty(0) if x is None else gradient.to(x.dtype).contiguous()
+                 for x, gradient in zip(inputs, gradients))
+
+
+def zero_gradients(inputs: Tensors) -> tuple[torch.Tensor, ...]:
+    """Returns what a backward op puts out for an empty batch."""
+    return tuple(inputs[0].new_empty(0) if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
+                 for x in inputs)
+
+
+def fake_gradients(inputs: Tensors) -> tuple[torch.Tensor, ...]:
+    """Returns the empty tensors that stand for what a backward op puts out."""
+    return tuple(inputs[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs)
+
+
+def drop_absent(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor | None, ...]:
+    """Returns the gradients as autograd wants them: None where the input is None."""
+    return tuple(None if x is None else gradient for x, gradient in zip(inputs, gradients))
+
+
+def no_second_derivative(op: str, instead: str) -> Callable:
+    """Returns the gradient formula of a backward op that has none: it raises and says what to call instead."""
+
+    def refuse(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor) -> None:
+        raise NotImplementedError(f'{op} has no second derivative; where one is needed, call {instead}')
+
+    return refuse
 
 
 def define_composite(name: str, signature: str, function: Callable) -> torch._ops.OpOverload:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from visionssm_kernels._dispatch import triton_why_not
 from visionssm_kernels._native import native_why_not
 
 REPO_ROOT = Path(__file__).resolve().parents[2]
@@ -62,3 +63,12 @@ def needs_native() -> None:
     """Skips where the native library is not built."""
     if reason := native_why_not('cpu'):
         pytest.skip(reason)
+
+
+@pytest.fixture(scope='session')
+def device() -> torch.device:
+    """Where Triton runs: the accelerator, else the CPU under the interpreter; skips where it runs on neither."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
+    if reason := triton_why_not(accelerator.type):
+        pytest.skip(reason)
+    return accelerator

@@ -5,22 +5,12 @@ import pytest
 import torch
 
 from visionssm_kernels import nc_ssd, set_strict, use_backend
-from visionssm_kernels._dispatch import triton_why_not
 from visionssm_kernels._testing import assert_same_results, nc_ssd_inputs, results_and_gradients
 
 pytestmark = [pytest.mark.interp, pytest.mark.gpu, pytest.mark.usefixtures('poisoned_memory')]
 
 # B, L, M, P, G, N: tiles are of 16 to 32 positions, states and values
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 17, 4, 5, 2, 3), (1, 33, 2, 34, 1, 35), (2, 5, 3, 2, 3, 2)]
-
-
-@pytest.fixture(scope='module')
-def device() -> torch.device:
-    """The accelerator if Triton runs there, else the CPU under the interpreter."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    if reason := triton_why_not(accelerator.type):
-        pytest.skip(reason)
-    return accelerator
 
 
 @pytest.fixture(autouse=True)

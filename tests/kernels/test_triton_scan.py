@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from visionssm_kernels import selective_scan, selective_scan_2d, set_strict, use_backend
-from visionssm_kernels._dispatch import triton_why_not
 from visionssm_kernels.selective_scan import reference
 
 pytestmark = [pytest.mark.interp, pytest.mark.gpu]
@@ -15,16 +14,6 @@ RESULTS = ('out', 'last_state', 'checkpoints', 'du', 'ddelta', 'dA', 'dB', 'dC',
 # Relative RMS of (results, gradients); half-precision inputs are compared with float32 on the rounded inputs
 BOUNDS = {torch.float64: (1e-10, 1e-10), torch.float32: (1e-4, 5e-4), torch.bfloat16: (5e-3, 1e-2),
           torch.float16: (2e-3, 5e-3)}
-
-
-@pytest.fixture(scope='module')
-def device() -> torch.device:
-    """The accelerator if Triton runs there, else the CPU under the interpreter."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    reason = triton_why_not(accelerator.type)
-    if reason is not None:
-        pytest.skip(reason)
-    return accelerator
 
 
 @pytest.fixture(autouse=True)

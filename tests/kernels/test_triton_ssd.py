@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from visionssm_kernels import set_strict, ssd, ssd_2d, use_backend
-from visionssm_kernels._dispatch import triton_why_not
 from visionssm_kernels._testing import assert_close_rms, assert_same_results, results_and_gradients, ssd_inputs
 from visionssm_kernels.ssd import reference
 
@@ -14,16 +13,6 @@ pytestmark = [pytest.mark.interp, pytest.mark.gpu]
 
 # B, L, M, P, G, N
 SIZES = [(1, 1, 1, 1, 1, 1), (2, 17, 4, 3, 2, 5), (1, 70, 2, 17, 1, 33), (2, 9, 3, 16, 3, 16), (1, 130, 2, 5, 2, 1)]
-
-
-@pytest.fixture(scope='module')
-def device() -> torch.device:
-    """The accelerator if Triton runs there, else the CPU under the interpreter."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    reason = triton_why_not(accelerator.type)
-    if reason is not None:
-        pytest.skip(reason)
-    return accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -5,22 +5,12 @@ import pytest
 import torch
 
 from visionssm_kernels import set_strict, use_backend, wavefront_scan_2d
-from visionssm_kernels._dispatch import triton_why_not
 from visionssm_kernels._testing import assert_same_results, results_and_gradients, wavefront_inputs
 
 pytestmark = [pytest.mark.interp, pytest.mark.gpu, pytest.mark.usefixtures('poisoned_memory')]
 
 # B, D, H, W, N
 SHAPES = [(1, 1, 1, 1, 1), (2, 3, 1, 5, 2), (1, 3, 9, 1, 3), (2, 3, 3, 3, 3), (1, 2, 2, 6, 1)]
-
-
-@pytest.fixture(scope='module')
-def device() -> torch.device:
-    """The accelerator if Triton runs there, else the CPU under the interpreter."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device('cpu')
-    if reason := triton_why_not(accelerator.type):
-        pytest.skip(reason)
-    return accelerator
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import accumulation_dtype, register_backend, select_backend
-from .._library import define_op
+from .._library import define_op, no_second_derivative
 from .._native import native_why_not
 
 __all__ = ['causal_conv1d']
@@ -109,11 +109,6 @@ def _autograd(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return dx, dweight, None if bias is None else dbias, None, None
 
 
-def _no_double_backward(ctx: Any, *grads: torch.Tensor) -> None:
-    raise NotImplementedError('causal_conv1d has no second derivative; where one is needed, call '
-                              'torch.nn.functional.conv1d with groups=D on the padded input')
-
-
 def _decomposition(
         x: torch.Tensor,
         weight: torch.Tensor,
@@ -143,7 +138,9 @@ _backward_op = define_op(
     'causal_conv1d_backward',
     '(Tensor dout, Tensor x, Tensor weight, Tensor? bias, str? activation, bool reverse) -> (Tensor, Tensor, Tensor)',
     _backward_kernel, _backward_fake,
-    setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_backward_flops)
+    setup_context=lambda ctx, inputs, output: None, flops=_backward_flops,
+    backward=no_second_derivative(
+        _OP, 'torch.nn.functional.conv1d with groups=D on the padded input'))
 _forward_op = define_op(
     _OP, '(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, bool reverse=False) -> Tensor',
     _kernel, _fake, setup_context=_setup_context, backward=_autograd, flops=_forward_flops,

@@ -10,7 +10,15 @@ import torch
 from .. import _dispatch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import accumulation_dtype
-from .._library import define_composite, define_op
+from .._library import (
+    define_composite,
+    define_op,
+    drop_absent,
+    fake_gradients,
+    no_second_derivative,
+    pack_gradients,
+    zero_gradients,
+)
 from . import chunked
 
 __all__ = ['nc_ssd']
@@ -69,16 +77,14 @@ def _nc_ssd_backward(
 ) -> tuple[torch.Tensor, ...]:
     inputs = (x, dt, A, B, C, D)
     if x.shape[0] == 0:
-        return tuple(x.new_empty(0) if t is None else torch.zeros_like(t, memory_format=torch.contiguous_format)
-                     for t in inputs)
+        return zero_gradients(inputs)
     backend = _dispatch.select_backend(_OP, x.device)
     grads = backend.backward(dout, x, dt, _canonical(x, A), B, C, _canonical(x, D), state, positive)
-    # an op of fixed arity has no place for None: an absent D gets an empty tensor that the autograd formula drops
-    return tuple(x.new_empty(0) if t is None else grad.to(t.dtype).contiguous() for t, grad in zip(inputs, grads))
+    return pack_gradients(inputs, grads)
 
 
 def _nc_ssd_backward_fake(dout: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(args[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:6])
+    return fake_gradients(args[:6])
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
@@ -97,12 +103,7 @@ def _backward(
         return (None,) * 7
     *tensors, state = ctx.saved_tensors
     grads = torch.ops.visionssm.nc_ssd_backward(dout, *tensors, state, ctx.positive)
-    return (*(None if t is None else grad for t, grad in zip(tensors, grads)), None)
-
-
-def _no_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> None:
-    raise NotImplementedError('nc_ssd has no second derivative; where one is needed, call '
-                              'visionssm_kernels.nc_ssd.reference.forward, which autograd differentiates')
+    return (*drop_absent(tensors, grads), None)
 
 
 def _flops(*shapes: Any, **kwargs: Any) -> int:
@@ -126,7 +127,9 @@ _primitive = define_op(
 define_op(
     'nc_ssd_backward', f'(Tensor dout, {_TENSORS}, Tensor state, bool positive) -> ({", ".join(["Tensor"] * 6)})',
     _nc_ssd_backward, _nc_ssd_backward_fake,
-    setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_backward_flops)
+    setup_context=lambda ctx, inputs, output: None, flops=_backward_flops,
+    backward=no_second_derivative(
+        'nc_ssd', 'visionssm_kernels.nc_ssd.reference.forward, which autograd differentiates'))
 
 
 def _checked_nc_ssd(

@@ -10,7 +10,15 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .. import _dispatch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import CHUNK, accumulation_dtype
-from .._library import define_composite, define_op
+from .._library import (
+    define_composite,
+    define_op,
+    drop_absent,
+    fake_gradients,
+    no_second_derivative,
+    pack_gradients,
+    zero_gradients,
+)
 from .._native import native_why_not
 from . import traceable
 
@@ -113,15 +121,13 @@ def _routed_scan_backward(
 ) -> tuple[torch.Tensor, ...]:
     inputs = (u, delta, A, B, C, D, z, delta_bias)
     if delta.shape[0] == 0:
-        return tuple(u.new_empty(0) if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
-                     for x in inputs)
+        return zero_gradients(inputs)
     dtype = accumulation_dtype(u)
     A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
     grads = backend.backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints,
                              delta_softplus, reverse, merge)
-    # an op of fixed arity has no place for None: absent inputs get an empty tensor that the autograd formula drops
-    return tuple(u.new_empty(0) if x is None else grad.to(x.dtype).contiguous() for x, grad in zip(inputs, grads))
+    return pack_gradients(inputs, grads)
 
 
 def _routed_scan_backward_fake(
@@ -130,7 +136,7 @@ def _routed_scan_backward_fake(
         u: torch.Tensor,
         *args: torch.Tensor | bool | None,
 ) -> tuple[torch.Tensor, ...]:
-    return tuple(u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (u, *args[:7]))
+    return fake_gradients((u, *args[:7]))
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
@@ -154,12 +160,7 @@ def _backward(
         dout = u.new_zeros(delta.shape[0], 1 if ctx.merge else delta.shape[1], *delta.shape[2:])
     grads = torch.ops.visionssm.routed_scan_backward(
         dout, dlast_state, *tensors, index, checkpoints, ctx.delta_softplus, ctx.reverse, ctx.merge)
-    return (*(None if x is None else grad for x, grad in zip(tensors, grads)), None, None, None, None)
-
-
-def _no_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> None:
-    raise NotImplementedError('selective_scan has no second derivative; where one is needed, call '
-                              'visionssm_kernels.selective_scan.reference.forward, which autograd differentiates')
+    return (*drop_absent(tensors, grads), None, None, None, None)
 
 
 def _scan_flops(
@@ -202,7 +203,9 @@ define_op(
     f'(Tensor dout, Tensor? dlast_state, {_SCAN_ARGS}, Tensor checkpoints, {_SCAN_FLAGS}) -> '
     '(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
     _routed_scan_backward, _routed_scan_backward_fake,
-    setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_scan_backward_flops)
+    setup_context=lambda ctx, inputs, output: None, flops=_scan_backward_flops,
+    backward=no_second_derivative(
+        'selective_scan', 'visionssm_kernels.selective_scan.reference.forward, which autograd differentiates'))
 
 
 def _check_matrix(name: str, x: torch.Tensor, batch: int, dim: int, state: int, length: int) -> torch.Tensor:

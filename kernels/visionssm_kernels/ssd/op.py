@@ -12,7 +12,15 @@ import torch
 from .. import _dispatch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import accumulation_dtype
-from .._library import define_composite, define_op
+from .._library import (
+    define_composite,
+    define_op,
+    drop_absent,
+    fake_gradients,
+    no_second_derivative,
+    pack_gradients,
+    zero_gradients,
+)
 from . import traceable
 
 __all__ = ['ssd']
@@ -56,12 +64,10 @@ def _ssd_scan_backward(dout: torch.Tensor, dfinal_states: torch.Tensor | None, *
     tensors, starts, flags = list(args[:_TENSORS]), args[_TENSORS], args[_TENSORS + 1:]
     x = tensors[0]
     if x.shape[0] == 0:
-        return tuple(x.new_empty(0) if t is None else torch.zeros_like(t, memory_format=torch.contiguous_format)
-                     for t in tensors)
+        return zero_gradients(tensors)
     backend = _dispatch.select_backend(_OP, x.device)
     grads = backend.backward(dout, dfinal_states, *_canonical(tensors), starts, *flags)
-    # an op of fixed arity has no place for None: absent inputs get an empty tensor that the autograd formula drops
-    return tuple(x.new_empty(0) if t is None else grad.to(t.dtype).contiguous() for t, grad in zip(tensors, grads))
+    return pack_gradients(tensors, grads)
 
 
 def _ssd_scan_backward_fake(
@@ -69,7 +75,7 @@ def _ssd_scan_backward_fake(
         dfinal_states: torch.Tensor | None,
         *args: Any,
 ) -> tuple[torch.Tensor, ...]:
-    return tuple(args[0].new_empty(0) if t is None else t.new_empty(t.shape) for t in args[:_TENSORS])
+    return fake_gradients(args[:_TENSORS])
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
@@ -90,12 +96,7 @@ def _backward(
         return (None,) * (_TENSORS + len(ctx.flags))
     dout = tensors[0].new_zeros(tensors[0].shape) if dout is None else dout
     grads = torch.ops.visionssm.ssd_scan_backward(dout, dfinal_states, *tensors, starts, *ctx.flags)
-    return (*(None if x is None else grad for x, grad in zip(tensors, grads)), *(None for _ in ctx.flags))
-
-
-def _no_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> None:
-    raise NotImplementedError('ssd has no second derivative; where one is needed, call '
-                              'visionssm_kernels.ssd.reference.forward, which autograd differentiates')
+    return (*drop_absent(tensors, grads), *(None for _ in ctx.flags))
 
 
 def _flops(x: tuple[int, ...], *shapes: Any, **kwargs: Any) -> int:
@@ -121,7 +122,9 @@ define_op(
     f'(Tensor dout, Tensor? dfinal_states, {_SCAN_ARGS}, Tensor starts, {_SCAN_FLAGS}) -> '
     f'({", ".join(["Tensor"] * _TENSORS)})',
     _ssd_scan_backward, _ssd_scan_backward_fake,
-    setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_backward_flops)
+    setup_context=lambda ctx, inputs, output: None, flops=_backward_flops,
+    backward=no_second_derivative(
+        'ssd', 'visionssm_kernels.ssd.reference.forward, which autograd differentiates'))
 
 
 def check_dt_limit(op: str, dt_limit: Sequence[float] | None) -> tuple[float, float]:

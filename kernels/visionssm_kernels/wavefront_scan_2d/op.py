@@ -10,7 +10,15 @@ import torch
 from .. import _dispatch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import accumulation_dtype
-from .._library import define_composite, define_op
+from .._library import (
+    define_composite,
+    define_op,
+    drop_absent,
+    fake_gradients,
+    no_second_derivative,
+    pack_gradients,
+    zero_gradients,
+)
 from .._native import native_why_not
 from . import traceable
 from .reference import ROWS
@@ -55,16 +63,14 @@ def _wavefront_scan_backward(dout: torch.Tensor, *args: Any) -> tuple[torch.Tens
     *tensors, checkpoints, delta_softplus, reverse = args
     u = tensors[0]
     if u.shape[0] == 0:
-        return tuple(u.new_empty(0) if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
-                     for x in tensors)
+        return zero_gradients(tensors)
     backend = _dispatch.select_backend(_OP, u.device)
     grads = backend.backward(dout, *_canonical(tensors), checkpoints, delta_softplus, reverse)
-    # an op of fixed arity has no place for None: absent inputs get an empty tensor that the autograd formula drops
-    return tuple(u.new_empty(0) if x is None else grad.to(x.dtype).contiguous() for x, grad in zip(tensors, grads))
+    return pack_gradients(tensors, grads)
 
 
 def _wavefront_scan_backward_fake(dout: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(args[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in args[:11])
+    return fake_gradients(args[:11])
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
@@ -83,12 +89,7 @@ def _backward(
         return (None,) * 13
     *tensors, checkpoints = ctx.saved_tensors
     grads = torch.ops.visionssm.wavefront_scan_backward(dout, *tensors, checkpoints, ctx.delta_softplus, ctx.reverse)
-    return (*(None if x is None else grad for x, grad in zip(tensors, grads)), None, None)
-
-
-def _no_double_backward(ctx: torch.autograd.function.FunctionCtx, *grads: torch.Tensor) -> None:
-    raise NotImplementedError('wavefront_scan_2d has no second derivative; where one is needed, call '
-                              'visionssm_kernels.wavefront_scan_2d.reference.forward, which autograd differentiates')
+    return (*drop_absent(tensors, grads), None, None)
 
 
 def _flops(*shapes: Any, **kwargs: Any) -> int:
@@ -113,7 +114,9 @@ define_op(
     'wavefront_scan_backward',
     f'(Tensor dout, {_TENSORS}, Tensor checkpoints, {_FLAGS}) -> ({", ".join(["Tensor"] * 11)})',
     _wavefront_scan_backward, _wavefront_scan_backward_fake,
-    setup_context=lambda ctx, inputs, output: None, backward=_no_double_backward, flops=_backward_flops)
+    setup_context=lambda ctx, inputs, output: None, flops=_backward_flops,
+    backward=no_second_derivative(
+        'wavefront_scan_2d', 'visionssm_kernels.wavefront_scan_2d.reference.forward, which autograd differentiates'))
 
 
 def _checked_scan(
