@@ -5,8 +5,10 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm, register_notrace_function
+from timm.layers import register_notrace_function
 from torch import nn
+
+from .conv_stem import default_norm
 
 __all__ = ['PatchMerging', 'merge_patches']
 
@@ -67,7 +69,7 @@ class PatchMerging(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         self.pad = pad == 'pad'
-        self.norm = LayerNorm(4 * dim, eps=1e-5, **dd) if norm_layer is None else norm_layer(4 * dim, **dd)
+        self.norm = (norm_layer or default_norm)(4 * dim, **dd)
         self.reduction = nn.Linear(4 * dim, 2 * dim if out_dim is None else out_dim, bias=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
