@@ -29,6 +29,8 @@ LAYERS = {
                          'visionssm_kernels'},
     'visionssm/segmentation': {'visionssm.segmentation', 'visionssm.models', 'visionssm.layers',
                                'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
+    'visionssm/detection': {'visionssm.detection', 'visionssm.models', 'visionssm.layers',
+                            'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/analysis': {'visionssm.analysis'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }
