@@ -31,6 +31,8 @@ LAYERS = {
                                'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/detection': {'visionssm.detection', 'visionssm.models', 'visionssm.layers',
                             'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
+    'visionssm/restoration': {'visionssm.restoration', 'visionssm.models', 'visionssm.layers',
+                              'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/analysis': {'visionssm.analysis'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }

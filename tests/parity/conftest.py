@@ -8,8 +8,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from visionssm.models._official import find_official
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLACES = [Path(os.environ['VISIONSSM_GOLDEN'])] if 'VISIONSSM_GOLDEN' in os.environ else []
+# families that share the folder of another one
+SHARED_FOLDERS = {'mambairv2': 'mambair'}
 PLACES += [ROOT.parent / 'shared' / 'golden', ROOT / 'tests' / 'golden']
 
 
@@ -44,15 +48,17 @@ def read(family: str, path: Path) -> Golden:
     return Golden(family, path, meta, tensors)
 
 
-def kind(path: Path) -> str:
+def belongs(path: Path, family: str, kinds: tuple[str, ...]) -> bool:
     with safe_open(path, 'pt') as file:
-        return (file.metadata() or {}).get('kind', '')
+        meta = file.metadata() or {}
+    return meta.get('kind', '') in kinds and meta.get('family', family) == family
 
 
 def golden_paths(family: str, *kinds: str) -> list[Path]:
     """The fixtures of a family in the first folder that holds any."""
     for place in PLACES:
-        found = sorted(path for path in place.glob(f'{family}/**/*.safetensors') if kind(path) in kinds)
+        folder = place / SHARED_FOLDERS.get(family, family)
+        found = sorted(path for path in folder.glob('**/*.safetensors') if belongs(path, family, kinds))
         if found:
             return found
     return []
@@ -60,7 +66,12 @@ def golden_paths(family: str, *kinds: str) -> list[Path]:
 
 def key_lists(family: str) -> list[Path]:
     """The lists of keys and shapes of the official full-size models, which stand beside the outer fixtures."""
-    return sorted(path for place in PLACES for path in (place.parent / 'keys' / family).glob('*.json'))
+    folder = SHARED_FOLDERS.get(family, family)
+    found = sorted(path for place in PLACES for path in (place.parent / 'keys' / folder).glob('*.json'))
+    if folder not in SHARED_FOLDERS.values():
+        return found
+    classes = find_official(family).classes
+    return [path for path in found if json.loads(path.read_text())['official_class'] in classes]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -28,8 +28,8 @@ from visionssm.utils.suggest import list_names
 __all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint', 'safe_settings', 'save_safetensors',
            'unwrap']
 
-_PLAIN_KEYS = ('state_dict', 'model', 'module')
-_EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict')
+_PLAIN_KEYS = ('state_dict', 'model', 'module', 'params')
+_EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'params_ema')
 _WRAPPER_PREFIXES = ('module.', '_orig_mod.')
 # What the unpickler stumbles over in bytes that are no checkpoint, depending on where they stop making sense.
 _DAMAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
