@@ -8,7 +8,7 @@ import torch
 import visionssm
 from visionssm.checkpoints import CheckpointError
 from visionssm.segmentation import MHSUNet
-from visionssm.segmentation.mhs_unet import PatchExpand
+from visionssm.segmentation._unet import PatchExpand
 
 TINY = {'depths': (1, 1, 2), 'depths_decoder': (1, 2, 1), 'dims': (8, 16, 32), 'd_state': 4}
 CONFIG = {'depths': [1, 1, 2], 'depths_decoder': [1, 2, 1], 'dims': [8, 16, 32], 'dims_decoder': [32, 16, 8],

@@ -12,7 +12,8 @@ stands in `visionssm.segmentation.mhs_unet`, with its weights. The classifiers h
 pool and a linear layer behind it. There are no official weights for them; an encoder of the U-Net fits by its keys.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,28 +32,28 @@ __all__ = ['MHSVM']
 
 
 class MHSBlock(nn.Module):
-    """A norm and a gated multi-head scan around a residual connection; no MLP."""
+    """A norm and a mixer, in MHS-VM a gated multi-head scan, around a residual connection; no MLP."""
 
     def __init__(
             self,
             dim: int,
+            mixer: nn.Module,
             drop_path: float = 0.,
             device: torch.device | str | None = None,
             dtype: torch.dtype | None = None,
-            **kwargs: Any,
     ) -> None:
-        """Build the block.
+        """Assemble the block.
 
         Args:
             dim: Channels C.
+            mixer: Maps (B, H, W, C) to itself.
             drop_path: Rate at which the branch is dropped.
             device: Where the parameters are created.
             dtype: Type of the parameters.
-            **kwargs: Arguments of `GatedMultiHeadScan`.
         """
         super().__init__()
         self.norm = default_norm(dim, device=device, dtype=dtype)
-        self.mixer = GatedMultiHeadScan(dim, device=device, dtype=dtype, **kwargs)
+        self.mixer = mixer
         self.drop_path = DropPath(drop_path) if drop_path > 0. else nn.Identity()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -65,9 +66,9 @@ def make_stages(
         depths: Sequence[int],
         drop_path_rate: float,
         pad: str,
+        mixer: Callable[..., nn.Module],
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **kwargs: Any,
 ) -> list[Stage]:
     """Build the stages of the encoder; all but the first one halve the map first.
 
@@ -76,9 +77,9 @@ def make_stages(
         depths: Blocks of each stage.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
         pad: What becomes of odd maps, see `PatchMerging`.
+        mixer: Makes the mixer of a block from (channels, device=, dtype=).
         device: Where the parameters are created.
         dtype: Type of the parameters.
-        **kwargs: Arguments of `GatedMultiHeadScan`.
 
     Returns:
         Modules that map (B, H, W, C) to (B, H', W', C').
@@ -90,7 +91,7 @@ def make_stages(
     return [
         Stage(
             PatchMerging(dims[i - 1], dim, pad, **dd) if i else nn.Identity(),
-            [MHSBlock(dim, rate, **dd, **kwargs) for rate in rates[i]])
+            [MHSBlock(dim, mixer(dim, **dd), rate, **dd) for rate in rates[i]])
         for i, dim in enumerate(dims)]
 
 
@@ -134,9 +135,10 @@ class MHSVM(Hierarchy):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         # Odd maps are padded, not cropped as in the U-Net, so that small images keep at least one pixel.
-        stages = make_stages(
-            dims, depths, drop_path_rate, 'pad', d_state=d_state, num_heads=num_heads, project_out=project_out,
-            threshold=threshold, drop=mixer_drop_rate, **dd)
+        mixer = partial(
+            GatedMultiHeadScan, d_state=d_state, num_heads=num_heads, project_out=project_out, threshold=threshold,
+            drop=mixer_drop_rate)
+        stages = make_stages(dims, depths, drop_path_rate, 'pad', mixer, **dd)
         super().__init__(
             stem=ConvStem(in_chans, dims[0], 4, **dd), stages=stages, dims=dims, in_chans=in_chans,
             num_classes=num_classes, global_pool=global_pool, drop_rate=drop_rate, norm=default_norm(dims[-1], **dd),

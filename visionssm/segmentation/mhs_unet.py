@@ -15,116 +15,27 @@ is that of the official evaluation (0.4), also for weights that were trained wit
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
-from typing import Any, List, Tuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from timm.layers import calculate_drop_path_rates, register_notrace_function, trunc_normal_
-from timm.models import checkpoint, generate_default_cfgs
+from timm.models import generate_default_cfgs
 from torch import nn
 
-from visionssm.layers import ConvStem, GatedMultiHeadScan, MultiHeadScan, default_norm
+from visionssm.layers import GatedMultiHeadScan, MultiHeadScan
 from visionssm.models._builder import build_task_model, filter_official, load_official_keys
-from visionssm.models._hierarchy import reset_tree
 from visionssm.models._official import Official, take_known
 from visionssm.models._tasks import register_task_model
-from visionssm.models.mhs_vm import MHSBlock, make_stages
+
+from ._unet import UNet, medical_cfg
 
 __all__ = ['MHSUNet']
 
 _logger = logging.getLogger('visionssm')
 
 
-@register_notrace_function
-def fit_image(x: torch.Tensor, in_chans: int, multiple: int) -> torch.Tensor:
-    """Return images with all channels and with sides that are multiples of `multiple`.
-
-    Args:
-        x: Images, (B, in_chans, H, W), or gray ones (B, 1, H, W) where three channels are expected.
-        in_chans: Channels of the model.
-        multiple: Stride of the deepest map.
-
-    Returns:
-        (B, in_chans, H', W'): the gray channel three times, the last row and column repeated.
-    """
-    if x.dim() == 4 and x.shape[1] == 1 and in_chans == 3:
-        x = x.expand(-1, 3, -1, -1)
-    if x.dim() != 4 or x.shape[2] < 1 or x.shape[3] < 1:
-        raise ValueError(f'Expected images of shape (B, {in_chans}, H, W), got {x.dim()} dimensions: {x.shape}.')
-    bottom, right = -x.shape[2] % multiple, -x.shape[3] % multiple
-    if bottom > 0 or right > 0:
-        x = F.pad(x, (0, right, 0, bottom), mode='replicate')
-    return x
-
-
-class PatchExpand(nn.Module):
-    """Turn each pixel into a square of pixels: (B, H, W, C) to (B, s H, s W, C')."""
-
-    def __init__(
-            self,
-            dim: int,
-            out_dim: int,
-            scale: int = 2,
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-    ) -> None:
-        """Build the projection and the norm.
-
-        Args:
-            dim: Channels C.
-            out_dim: Channels C' of the result.
-            scale: Side s of the square.
-            device: Where the parameters are created.
-            dtype: Type of the parameters.
-        """
-        super().__init__()
-        self.scale = scale
-        self.out_dim = out_dim
-        self.expand = nn.Linear(dim, scale ** 2 * out_dim, bias=False, device=device, dtype=dtype)
-        self.norm = default_norm(out_dim, device=device, dtype=dtype)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Enlarge a map.
-
-        Args:
-            x: Map, (B, H, W, C).
-
-        Returns:
-            (B, s H, s W, C').
-        """
-        x = self.expand(x).unflatten(3, (self.scale, self.scale, self.out_dim))
-        x = x.permute(0, 1, 3, 2, 4, 5)  # (B, H, s, W, s, C')
-        return self.norm(x.flatten(3, 4).flatten(1, 2))
-
-
-class UpStage(nn.Module):
-    """A doubling of the resolution and blocks: (B, H, W, C_in) to (B, H', W', C)."""
-
-    def __init__(self, upsample: nn.Module, blocks: Sequence[nn.Module]) -> None:
-        """Assemble the stage.
-
-        Args:
-            upsample: Enlarges the map; an identity in the deepest stage.
-            blocks: Each maps (B, H, W, C) to itself.
-        """
-        super().__init__()
-        self.upsample = upsample
-        self.blocks = nn.ModuleList(blocks)
-        self.grad_checkpointing = False
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, H, W, C_in) to (B, H', W', C)."""
-        x = self.upsample(x)
-        for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = checkpoint(block, x)
-            else:
-                x = block(x)
-        return x
-
-
-class MHSUNet(nn.Module):
+class MHSUNet(UNet):
     """MHS-VM's U-Net: images to one map of logits a class, or to one map of probabilities."""
 
     official_class = 'VMUNet'
@@ -166,101 +77,16 @@ class MHSUNet(nn.Module):
             device: Where the parameters are created.
             dtype: Type of the parameters.
         """
-        if len(depths_decoder) != len(depths):
-            raise ValueError(f'depths_decoder are {tuple(depths_decoder)}; each of the {len(depths)} stages of the '
-                             f'encoder needs one of the decoder.')
-        if not dims or dims[0] % 4:
-            raise ValueError(f'dims are {tuple(dims)}; the last layers need a multiple of 4 in the first stage.')
-        if num_classes < 1:
-            raise ValueError(f'num_classes is {num_classes}; at least 1 is needed.')
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        options = {
-            'd_state': d_state, 'num_heads': num_heads, 'project_out': project_out, 'threshold': threshold,
-            'drop': mixer_drop_rate}
-        super().__init__()
-        self.in_chans = in_chans
-        self.num_classes = num_classes
-        self.probabilities = probabilities and num_classes == 1
-        self.multiple = 4 << (len(depths) - 1)
-        self.stem = ConvStem(in_chans, dims[0], 4, **dd)
-        self.pos_drop = nn.Dropout(drop_rate)
-        self.stages = nn.ModuleList(make_stages(dims, depths, drop_path_rate, 'crop', **options, **dd))
-        rates = iter(calculate_drop_path_rates(drop_path_rate, sum(depths_decoder))[::-1])
-        up_dims = list(dims)[::-1]
-        expands = [nn.Identity(), *(PatchExpand(dim, half, **dd) for dim, half in pairwise(up_dims))]
-        self.up_stages = nn.ModuleList([
-            UpStage(expand, [MHSBlock(dim, next(rates), **options, **dd) for _ in range(depth)])
-            for expand, dim, depth in zip(expands, up_dims, depths_decoder, strict=True)])
-        self.final_up = PatchExpand(dims[0], dims[0] // 4, 4, **dd)
-        self.final_conv = nn.Conv2d(dims[0] // 4, num_classes, 1, **dd)
-        self.init_weights(needs_reset=False)
-
-    @torch.jit.ignore
-    def init_weights(self, needs_reset: bool = True) -> None:
-        """Draw all weights.
-
-        Args:
-            needs_reset: Draw also what the sub-modules drew when they were built; needed after `to_empty()`.
-        """
-        if needs_reset:
-            reset_tree(self)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=.02)
+        mixer = partial(
+            GatedMultiHeadScan, d_state=d_state, num_heads=num_heads, project_out=project_out, threshold=threshold,
+            drop=mixer_drop_rate)
+        super().__init__(
+            mixer, in_chans, num_classes, depths, depths_decoder, dims, probabilities, drop_rate, drop_path_rate,
+            device, dtype)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         load_official_keys(state_dict, prefix, self, OFFICIAL)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of storing what they compute."""
-        for stage in [*self.stages, *self.up_stages]:
-            stage.grad_checkpointing = enable
-
-    def encode(self, x: torch.Tensor) -> Tuple[torch.Tensor, List[torch.Tensor]]:
-        """Run the encoder.
-
-        Args:
-            x: Images, (B, in_chans, H, W), sides multiples of the deepest stride.
-
-        Returns:
-            The deepest map (B, H', W', C'), and what the blocks of each stage read, the finest map first.
-        """
-        x = self.pos_drop(self.stem(x))
-        skips: List[torch.Tensor] = []
-        for stage in self.stages:
-            x = stage.downsample(x)
-            skips.append(x)
-            for block in stage.blocks:
-                if stage.grad_checkpointing and not torch.jit.is_scripting():
-                    x = checkpoint(block, x)
-                else:
-                    x = block(x)
-        return x, skips
-
-    def forward_logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Return logits (B, num_classes, H, W) of images (B, in_chans, H, W)."""
-        height, width = x.shape[-2], x.shape[-1]
-        x, skips = self.encode(fit_image(x, self.in_chans, self.multiple))
-        for i, stage in enumerate(self.up_stages):
-            if i > 0:
-                x = x + skips[len(skips) - i]  # so the finest map is never used
-            x = stage(x)
-        x = self.final_conv(self.final_up(x).permute(0, 3, 1, 2))
-        return x[:, :, :height, :width]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Classify every pixel.
-
-        Args:
-            x: Images, (B, in_chans, H, W).
-
-        Returns:
-            (B, num_classes, H, W): logits, or the probabilities of one class.
-        """
-        x = self.forward_logits(x)
-        return x.sigmoid() if self.probabilities else x
 
 
 _GATE = 'self_attention.'
@@ -436,22 +262,11 @@ def checkpoint_filter_fn(state_dict: Mapping[str, Any], model: nn.Module) -> dic
 def _cfg(file: str = '', **kwargs: Any) -> dict[str, Any]:
     if file:
         kwargs['url'] = f'https://github.com/PixDeep/MHS-VM/raw/main/pretrained/{file}'
-    return {
-        'num_classes': 1,
-        'input_size': (3, 256, 256),
-        'crop_pct': 1.0,
-        'interpolation': 'bilinear',
-        # images are stretched to 0..255 one by one, by their own darkest and brightest value
-        'mean': (0., 0., 0.),
-        'std': (1 / 255, 1 / 255, 1 / 255),
-        'first_conv': 'stem.conv1',
-        'classifier': 'final_conv',
-        'license': 'apache-2.0',
-        'origin_url': 'https://github.com/PixDeep/MHS-VM',
-        'paper_name': 'MHS-VM: Multi-Head Scanning in Parallel Subspaces for Vision Mamba',
-        'paper_ids': 'arXiv:2406.05992',
-        **kwargs,
-    }
+    return medical_cfg(
+        origin_url='https://github.com/PixDeep/MHS-VM',
+        paper_name='MHS-VM: Multi-Head Scanning in Parallel Subspaces for Vision Mamba',
+        paper_ids='arXiv:2406.05992',
+        **kwargs)
 
 
 default_cfgs = generate_default_cfgs({
