@@ -38,6 +38,10 @@ def _already_tidy(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
     return state_dict
 
 
+def _nothing_to_restore(state_dict: Mapping[str, torch.Tensor], model: nn.Module) -> Mapping[str, torch.Tensor]:
+    return state_dict
+
+
 def _as_given(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor]) -> Mapping[str, Any]:
     return config
 
@@ -59,6 +63,8 @@ class Official:
             without what official files hold beside a model.
         aliases: Rows of (pattern of an entry that repeats another, pattern of that other). On the way in one of them is
             enough and the other one wins, as in the official code, which loads it last; both are written.
+        restore: (state dict, model) to the same with those names and shapes that `tidy` changes and that the official
+            code still has.
         family: Name of the family; that of the file when empty.
     """
 
@@ -70,6 +76,7 @@ class Official:
     complete: Callable[[Mapping[str, Any], Mapping[str, torch.Tensor]], Mapping[str, Any]] = _as_given
     tidy: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _already_tidy
     aliases: KeyTable = ()
+    restore: Callable[[Mapping[str, torch.Tensor], nn.Module], Mapping[str, torch.Tensor]] = _nothing_to_restore
     family: str = ''
 
     def settle(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -274,7 +281,8 @@ def to_official(
             raise ValueError(f'This {type(model).__name__} has no counterpart in the official code of {family!r}.')
     _check_class(official_class, family, official)
     table = official.keys(official_class)
-    return official.repeat({**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)})
+    state_dict = official.repeat({**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)})
+    return dict(official.restore(state_dict, model))
 
 
 def _check_entries(state_dict: Mapping[str, Any]) -> None:
