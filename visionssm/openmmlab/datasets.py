@@ -14,16 +14,14 @@ from PIL import Image
 from timm.data import ImageNetInfo, create_dataset
 from timm.data.readers.class_map import load_class_map
 
+from ..data.fashion import FASHION_CLASSES, embedded_fashion_mnist
 from ..registry import DATASETS
-from ..utils.paths import data_file
 from .data import ImageDataset, SampleKey, convert_mode, sample_rng
 
 __all__ = ['FASHION_CLASSES', 'FashionMNIST', 'TimmDataset', 'TimmStream', 'class_names', 'load_fashion_mnist']
 
 logger = logging.getLogger('visionssm')
 
-FASHION_CLASSES = ('T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
-                   'Ankle boot')
 DEBIAN_FOLDER = Path('/usr/share/datasets/fashion-mnist')
 IDX_FILES = {'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
              'test': ('t10k-images-idx3-ubyte', 't10k-labels-idx1-ubyte')}
@@ -300,8 +298,7 @@ def load_fashion_mnist(
         if source == 'download':
             raise FileNotFoundError(f"Fashion-MNIST could not be downloaded to {folder}; source='embedded' needs no "
                                     'network')
-    with np.load(data_file('fashion_mnist_7k.npz')) as arrays:
-        return arrays[f'{split}_images'], arrays[f'{split}_labels'], 'subset of 7,000 that ships with the package'
+    return *embedded_fashion_mnist(split), 'subset of 7,000 that ships with the package'
 
 
 @DATASETS.register_module()
