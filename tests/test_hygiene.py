@@ -33,6 +33,8 @@ LAYERS = {
                             'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/restoration': {'visionssm.restoration', 'visionssm.models', 'visionssm.layers',
                               'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
+    'visionssm/diffusion': {'visionssm.diffusion', 'visionssm.models', 'visionssm.layers',
+                            'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/analysis': {'visionssm.analysis'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }

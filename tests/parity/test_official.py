@@ -10,6 +10,9 @@ from visionssm.models._official import families, find_official, translate_key
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FAMILIES = families()
+# official code that computes something in float32 also in a float64 model, and what its last digit moves here: the
+# angle of a time step is up to 999 radians, and math libraries differ in it (seen: 3.6e-6)
+FLOAT32_INSIDE = {'dis': 2e-5}
 
 
 def build(golden, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -67,7 +70,8 @@ def test_outputs_match_in_float64(golden):
     if golden.dense and len(expected) < len(outputs):
         outputs = [flat(outputs) if expected[0].ndim == 2 else outputs[-1]]
     for actual, wanted in zip(outputs, expected):
-        assert worst(actual, wanted, 1e-10, 1e-10) <= 1
+        bound = FLOAT32_INSIDE.get(golden.family, 1e-10)
+        assert worst(actual, wanted, bound, bound) <= 1
 
 
 def test_gradients_match(golden):
@@ -101,7 +105,7 @@ def test_state_dict_alone_tells_the_model(golden):
         return
     model = visionssm.from_official(golden.family, golden.state_dict).eval()
     with torch.no_grad():
-        out = model(golden.tensors['input'])
+        out = model(golden.tensors['input'], *[golden.tensors[name] for name in golden.meta.get('extra_inputs', [])])
     if golden.dense:  # which stages are tapped can be told from the keys only where each tap has a norm
         assert all(m.ndim == 4 for m in out)
     else:
@@ -131,6 +135,10 @@ def listed(family: str, key_list: dict) -> tuple[str, str, dict, int]:
     """Official class, prefix of its keys, configuration and number of parameters of a listed model."""
     if family == 'vim':
         return listed_vim(key_list)
+    if family == 'dis':
+        config = {'depth' if key == 'depth_arg' else key: value for key, value in key_list['official_config'].items()
+                  if key != 'official_name'}
+        return 'DisModel', '', config, key_list['num_params']
     classes = find_official(family).classes
     named = key_list.get('official_class', classes[0]).split(':')[-1].split(' ')[0]
     return named, '', key_list['official_config'], key_list['num_params']
