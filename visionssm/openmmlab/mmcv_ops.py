@@ -6,6 +6,7 @@ this module (``import visionssm.openmmlab`` does) puts a finder at the end of ``
 mmcv, torchvision's operators and the stand-in are loaded when ``mmcv.ops`` is first imported, not before.
 """
 import importlib
+import importlib.abc
 import sys
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec
@@ -39,7 +40,7 @@ def _lookup(name: str) -> Callable[..., NoReturn]:
     return _refuse(name)
 
 
-class StandInFinder:
+class StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds ``mmcv._ext`` where nothing else does, and loads the stand-in."""
 
     def find_spec(self, fullname: str, path: Sequence[str] | None = None,
@@ -54,7 +55,7 @@ class StandInFinder:
         Returns:
             The spec of the stand-in; none for other names.
         """
-        return ModuleSpec(EXTENSION, self, origin=__name__) if fullname == EXTENSION else None  # type: ignore[arg-type]
+        return ModuleSpec(EXTENSION, self, origin=__name__) if fullname == EXTENSION else None
 
     def create_module(self, spec: ModuleSpec) -> None:
         """Let Python make the empty module."""
@@ -69,7 +70,7 @@ def install_finder() -> None:
     """Put one finder at the end of ``sys.meta_path``; does nothing where there is one."""
     # By name, because a reloaded module has a new class.
     if all(type(finder).__qualname__ != StandInFinder.__qualname__ for finder in sys.meta_path):
-        sys.meta_path.append(StandInFinder())  # type: ignore[arg-type]
+        sys.meta_path.append(StandInFinder())
 
 
 def is_stand_in() -> bool:
