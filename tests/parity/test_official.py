@@ -136,8 +136,9 @@ def listed(family: str, key_list: dict) -> tuple[str, str, dict, int]:
     if family == 'vim':
         return listed_vim(key_list)
     if family == 'dis':
-        config = {'depth' if key == 'depth_arg' else key: value for key, value in key_list['official_config'].items()
-                  if key != 'official_name'}
+        config = dict(key_list['official_config'])
+        size = config.pop('official_name').split('/')[0]
+        config['depth'] = config.pop('depth_arg', 24 if size in ('DiS-S', 'DiS-B') else 48)
         return 'DisModel', '', config, key_list['num_params']
     classes = find_official(family).classes
     named = key_list.get('official_class', classes[0]).split(':')[-1].split(' ')[0]
