@@ -87,7 +87,7 @@ def test_weights_alone_rebuild_a_model_of_the_same_shape(case):
     """What shapes cannot tell (pooling, division, taps) may differ; the official state dict must load all the same."""
     _, config, weights = case
     model = visionssm.from_official('vim', weights)
-    assert len(model.blocks) == 4
+    assert len(getattr(model, 'backbone', model).blocks) == 4
     size = {key: value.shape for key, value in visionssm.to_official(
         'vim', model, official_class=model.official_class).items()}
     assert size == {key: value.shape for key, value in weights.items()}

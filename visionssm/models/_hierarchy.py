@@ -5,7 +5,8 @@ convolution sees the same memory as a channels-last image.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, List, Optional, Tuple, Union
 
 import torch
@@ -13,6 +14,8 @@ from timm.layers import ClassifierHead, calculate_drop_path_rates, get_device_dt
 from timm.models import checkpoint
 from timm.models._features import feature_take_indices
 from torch import nn
+
+from visionssm.layers import default_norm
 
 from ._builder import load_official_keys
 
@@ -73,6 +76,8 @@ class Hierarchy(nn.Module):
 
     output_fmt: Final[str] = 'NHWC'
     official_class: str = ''
+    dense_class: str = ''
+    """Name of the official class for dense prediction, when the official code has one."""
     linear_std: float | None = 0.02
     """Deviation of the linear weights that `init_weights` draws (with zero biases); PyTorch's own values when None."""
 
@@ -237,6 +242,39 @@ class Hierarchy(nn.Module):
             x = self.norm(x)
         return x, taps
 
+    @torch.jit.ignore
+    def tap_norm(self) -> Optional[Callable[..., nn.Module]]:
+        """Return what makes the norm that dense prediction puts behind each tap; None where it puts none."""
+        return default_norm
+
+    @torch.jit.ignore
+    def dense(
+            self,
+            out_indices: Optional[Sequence[int]] = None,
+            out_norms: Optional[bool] = None,
+            pyramid: Optional[Mapping[str, Any]] = None,
+            official_class: Optional[str] = None,
+    ) -> 'DenseBackbone':
+        """Turn this model into the backbone of a detector or a segmenter; it has no classifier afterwards.
+
+        Args:
+            out_indices: Stages to tap; all when None.
+            out_norms: Normalise every tap (True) or none (False); as the official dense class does when None.
+            pyramid: Not for these models, which have maps of several sizes.
+            official_class: Whose key names the weights have; `dense_class` when None.
+
+        Returns:
+            A module from images to the list of NCHW maps.
+        """
+        if pyramid is not None:
+            raise ValueError(f'pyramid is {dict(pyramid)}; {type(self).__name__} has maps of several sizes and needs '
+                             'none: leave it out.')
+        norm = None if out_norms is False else self.tap_norm() or (default_norm if out_norms else None)
+        return DenseBackbone(
+            self, range(len(self.stages)) if out_indices is None else out_indices,
+            None if norm is None else partial(norm, **get_device_dtype(self)),
+            self.dense_class if official_class is None else official_class)
+
     def prune_intermediate_layers(
             self,
             indices: Union[int, List[int]] = 1,
@@ -327,6 +365,12 @@ class DenseBackbone(nn.Module):
         self.backbone.init_weights(needs_reset)
         if needs_reset:
             reset_tree(self.out_norms)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        official = getattr(sys.modules[type(self.backbone).__module__], 'OFFICIAL', None)
+        if official is not None and self.official_class:
+            load_official_keys(state_dict, prefix, self, official)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Return the maps, each (B, C, H', W'), of images (B, in_chans, H, W)."""

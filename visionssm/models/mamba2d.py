@@ -52,7 +52,7 @@ from visionssm.layers.patch_embed import check_image
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
-from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
+from ._hierarchy import Hierarchy, Stage, stage_drop_path_rates
 from ._official import Official, count_blocks
 
 __all__ = ['Mamba2D']
@@ -428,6 +428,7 @@ class Mamba2D(Hierarchy):
     """Mamba2D: stages of two-dimensional scans, then stages of attention."""
 
     official_class = 'Mamba2DClassifier'
+    dense_class = 'Mamba2D'
     linear_std = None
 
     def __init__(
@@ -514,6 +515,11 @@ class Mamba2D(Hierarchy):
             head=MlpHead(dims[-1], num_classes, head_mlp_ratio, global_pool, drop_rate, **dd),
             reductions=[math.prod(strides[:i + 1]) for i in range(len(strides))], **dd)
         self.init_weights(needs_reset=False)
+
+    @torch.jit.ignore
+    def tap_norm(self) -> None:
+        """Return None: taps have no norm of their own, because every stage closes with one on the main path."""
+        return None
 
 
 # Official names of the mixers and of what leads into a stage.
@@ -611,7 +617,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
         'residual_scales': b['res_scale_init_values'], 'alternate': b['inter_flip'],
         'drop_path_rate': b['drop_path_rate'], **(_V1 if _is_v1(backbone) else {})}
     if dense:
-        return DenseBackbone(Mamba2D(num_classes=0, **options), range(len(b['n_blocks'])), official_class='Mamba2D')
+        return Mamba2D(num_classes=0, **options).dense()
     if head['dim'] != b['embed_dim'][-1]:
         raise ValueError(f"head.dim is {head['dim']}, but the last of embed_dim is {b['embed_dim'][-1]}.")
     return Mamba2D(

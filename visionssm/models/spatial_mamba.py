@@ -42,7 +42,7 @@ from visionssm.layers.precision import WideLayerNorm, widen
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
-from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
+from ._hierarchy import Hierarchy, Stage, stage_drop_path_rates
 from ._official import Official, count_blocks, dense_keys, find_taps, take_known
 
 __all__ = ['SpatialMamba']
@@ -181,6 +181,7 @@ class SpatialMamba(Hierarchy):
     """Spatial-Mamba: stages of blocks that scan their map once and fuse the states of neighbouring pixels."""
 
     official_class = 'SpatialMamba'
+    dense_class = 'Backbone_SpatialMamba'
 
     def __init__(
             self,
@@ -308,7 +309,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
     if not dense:
         return SpatialMamba(**options)
     model = SpatialMamba(**{**options, 'num_classes': 0})
-    return DenseBackbone(model, config.get('out_indices', (0, 1, 2, 3)), default_norm, official_class)
+    return model.dense(config.get('out_indices', (0, 1, 2, 3)), official_class=official_class)
 
 
 def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, Any]]:

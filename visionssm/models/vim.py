@@ -17,7 +17,7 @@ by direction), `flip_img_sequences_ratio`, random class-token positions, `ssm_cf
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, List, Optional, Tuple, Union
 
@@ -55,6 +55,7 @@ from visionssm.layers import (
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official, load_official_keys
+from ._hierarchy import reset_tree
 from ._official import Official, take_known
 
 __all__ = ['Vim', 'VimDense']
@@ -63,6 +64,7 @@ _CLASS_TOKENS = ('middle', 'head', 'double', 'none')
 _POOLS = ('', 'token', 'avg', 'max', 'last', 'logit_max')
 _ROPES = ('none', 'hidden', 'both')
 _PYRAMID = 'SimpleFeaturePyramid(VisionMambaDet)'
+_PYRAMID_OPTIONS = ('type', 'out_channels', 'extra_level', 'residual_features', 'last')
 
 
 @register_notrace_function
@@ -283,10 +285,7 @@ class Vim(nn.Module):
             needs_reset: Draw also what the sub-modules drew when they were built; needed after `to_empty()`.
         """
         if needs_reset:
-            # Inner modules first: a state-space module has the last word on the projections inside it.
-            for module in reversed(list(self.modules())):
-                if hasattr(module, 'reset_parameters'):
-                    module.reset_parameters()
+            reset_tree(self)
         lecun_normal_(self.patch_embed.proj.weight)
         nn.init.zeros_(self.patch_embed.proj.bias)
         for table in (self.pos_embed, self.cls_token, self.cls_token_head, self.cls_token_tail):
@@ -342,6 +341,49 @@ class Vim(nn.Module):
             self.global_pool = self._check_pool(global_pool)
         self.head = nn.Linear(self.embed_dim, num_classes, **dd) if num_classes > 0 else nn.Identity()
         self.head.train(self.training)
+
+    def drop_class_tokens(self) -> None:
+        """Remove the class tokens and their rows of the position embedding."""
+        if self.class_token == 'none':
+            return
+        if self.pos_embed is not None:
+            rows = drop_class_tokens(self.pos_embed.detach(), self.class_token).clone()
+            self.pos_embed = nn.Parameter(rows, requires_grad=self.pos_embed.requires_grad)
+        self.cls_token = self.cls_token_head = self.cls_token_tail = None
+        self.class_token, self.num_prefix_tokens = 'none', 0
+        if self.global_pool == 'token':
+            self.global_pool = 'avg'
+
+    @torch.jit.ignore
+    def dense(
+            self,
+            out_indices: Sequence[int] | None = None,
+            out_norms: bool | None = None,
+            pyramid: Mapping[str, Any] | None = None,
+    ) -> 'VimDense':
+        """Turn this model into the backbone of a detector or a segmenter, as the official code has them.
+
+        Args:
+            out_indices: Blocks to tap, see `VimDense`.
+            out_norms: Not for these models: True is refused.
+            pyramid: `type`, 'simple' for the official detection (with `out_channels`, 256, and `extra_level`, True) or
+                'plain' for the official segmentation; and `residual_features` and `last` of `VimDense`. Maps of one
+                size when None.
+
+        Returns:
+            A module from images to the list of NCHW maps.
+        """
+        if out_norms:
+            raise ValueError('out_norms is True; the taps of Vim have no norms: leave it out.')
+        options = {'type': 'none', 'out_channels': 256, **(pyramid or {})}
+        for name in options:
+            check_choice('an option of pyramid', name, _PYRAMID_OPTIONS)
+        kind, out_chans = options.pop('type'), options.pop('out_channels')
+        if out_indices is None and kind == 'none':
+            out_indices = _even_taps(len(self.blocks))
+        return VimDense(
+            self, out_indices, pyramid=kind, out_chans=out_chans,
+            official_class=_PYRAMID if kind == 'simple' else 'VisionMambaSeg', **options)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Resample the stored position embedding for another image size.
@@ -498,7 +540,7 @@ class Vim(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
-class VimDense(Vim):
+class VimDense(nn.Module):
     """Vim as the official detection and segmentation code uses it: images to a list of maps, no classifier.
 
     Taps are what that code feeds its necks, which is not what `features_only` returns: the raw output of a mixer, or
@@ -507,21 +549,21 @@ class VimDense(Vim):
 
     def __init__(
             self,
-            out_indices: tuple[int, ...] | list[int] | None = None,
+            backbone: Vim,
+            out_indices: Sequence[int] | None = None,
             residual_features: bool = True,
             last: str = 'add',
             pyramid: str = 'none',
             out_chans: int = 256,
             extra_level: bool = True,
             official_class: str = 'VisionMambaSeg',
-            device: torch.device | str | None = None,
-            dtype: torch.dtype | None = None,
-            **kwargs: Any,
     ) -> None:
-        """Build the trunk and the pyramid.
+        """Cut off class tokens and classifier, and build the pyramid.
 
         Args:
-            out_indices: Blocks to tap; the last one when None.
+            backbone: The trunk; its class tokens, with their rows of the position embedding, and its classifier are
+                removed.
+            out_indices: Blocks to tap; four at equal distances for the plain pyramid, else the last one, when None.
             residual_features: Tap the residual stream; else the output of the mixer.
             last: What the residual stream is at the last block: 'none', the mixer's output; 'add', their sum;
                 'norm', the sum normalised.
@@ -529,39 +571,64 @@ class VimDense(Vim):
             out_chans: Channels of the maps of the simple pyramid.
             extra_level: Fifth map of the simple pyramid.
             official_class: Whose key names the weights have.
-            device: Where the parameters are created.
-            dtype: Type of the parameters.
-            **kwargs: Arguments of `Vim`.
         """
-        dd: dict[str, Any] = {'device': device, 'dtype': dtype}
-        super().__init__(num_classes=0, **dd, **kwargs)
+        super().__init__()
         check_choice('last', last, ('none', 'add', 'norm'))
         check_choice('pyramid', pyramid, ('none', 'plain', 'simple'))
-        depth = len(self.blocks)
-        self.out_indices = sorted(i % depth for i in out_indices) if out_indices else [depth - 1]
+        depth, dim = len(backbone.blocks), backbone.embed_dim
+        if out_indices is None:
+            out_indices = _even_taps(depth) if pyramid == 'plain' else (depth - 1,)
+        wrong = [i for i in out_indices if not -depth <= i < depth]
+        if wrong or not out_indices:
+            raise ValueError(f'out_indices are {tuple(out_indices)}; choose among the blocks 0 to {depth - 1}.')
+        self.out_indices = sorted(i % depth for i in out_indices)
+        if pyramid == 'plain' and len(self.out_indices) not in (1, 4):
+            raise ValueError(f'out_indices are {tuple(out_indices)}; the plain pyramid takes four taps, or one.')
         self.residual_features = residual_features
         self.last = last
         self.official_class = official_class
-        self.drop_path = nn.Identity()
+        backbone.drop_class_tokens()
+        backbone.reset_classifier(0)
+        backbone.drop_path = nn.Identity()
         if official_class != 'VisionMambaSeg':
-            self.norm = nn.Identity()
+            backbone.norm = nn.Identity()
         elif last != 'norm':
-            self.norm.requires_grad_(False)  # the official weights hold it, but no feature passes through it
+            backbone.norm.requires_grad_(False)  # the official weights hold it, but no feature passes through it
+        self.backbone = backbone
+        dd = get_device_dtype(backbone)
+        step = backbone.feature_info[0]['reduction']
+        info = [(dim, step) for _ in self.out_indices]
         self.pyramid = None
         if pyramid == 'plain':
-            self.pyramid = PlainPyramid(self.embed_dim, self.patch_embed.patch_size[0], **dd)
+            patch_size = backbone.patch_embed.patch_size[0]
+            self.pyramid = PlainPyramid(dim, patch_size, **dd)
+            info = [(dim, step * 2 ** (i + 2) // patch_size) for i in range(4)]
         elif pyramid == 'simple':
-            self.pyramid = SimpleFeaturePyramid(self.embed_dim, out_chans, extra_level, **dd)
+            self.pyramid = SimpleFeaturePyramid(dim, out_chans, extra_level, **dd)
+            info = [(out_chans, step * 2 ** i // 4) for i in range(4 + extra_level)]
+        self.feature_info = [{'num_chs': channels, 'reduction': reduction} for channels, reduction in info]
+
+    @torch.jit.ignore
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Draw all weights; see `Vim.init_weights`."""
+        self.backbone.init_weights(needs_reset)
+        if needs_reset and self.pyramid is not None:
+            reset_tree(self.pyramid)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        load_official_keys(state_dict, prefix, self, OFFICIAL)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, x: torch.Tensor) -> List[torch.Tensor]:
         """Return the maps, each (B, C, H', W'), of images (B, in_chans, H, W)."""
-        x, height, width = self._embed(x)
-        rope = self._rope(x, height, width)
+        trunk = self.backbone
+        x, height, width = trunk._embed(x)
+        rope = trunk._rope(x, height, width)
         residual: Optional[torch.Tensor] = None
         taps: List[torch.Tensor] = []
-        last = len(self.blocks) - 1
-        for i, block in enumerate(self.blocks):
-            if self.grad_checkpointing and not torch.jit.is_scripting():
+        last = len(trunk.blocks) - 1
+        for i, block in enumerate(trunk.blocks):
+            if trunk.grad_checkpointing and not torch.jit.is_scripting():
                 x, residual = checkpoint(block, x, residual, rope)
             else:
                 x, residual = block(x, residual, rope)
@@ -572,11 +639,16 @@ class VimDense(Vim):
         if self.residual_features and last in self.out_indices:
             if self.last != 'none':
                 x = residual + x
-            taps.append(self.norm(x) if self.last == 'norm' else x)
-        maps = [_to_map(drop_class_tokens(tap, self.class_token), height, width) for tap in taps]
+            taps.append(trunk.norm(x) if self.last == 'norm' else x)
+        maps = [_to_map(tap, height, width) for tap in taps]
         if self.pyramid is None:
             return maps
         return self.pyramid(maps[-1] if isinstance(self.pyramid, SimpleFeaturePyramid) else maps)
+
+
+def _even_taps(depth: int) -> tuple[int, ...]:
+    """Return the last blocks of four equal parts of the depth, as the official segmentation taps them."""
+    return tuple(depth * k // 4 - 1 for k in range(1, 5)) if depth >= 4 else tuple(range(depth))
 
 
 def _norm_layer(name: str, eps: float, dd: dict[str, Any]) -> partial:
@@ -604,7 +676,6 @@ def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
         ('layers.{}.mixer.A_b_log', 'blocks.{}.mixer.ssm_b.A_log'),
         ('norm_f.{}', 'norm.{}'),
         ('head.{}', 'head.{}'),
-        ('fpn{}.{}.{}', 'pyramid.fpn{}.{}.{}'),
     ]
     for suffix in ('', '_b'):
         theirs, ours = 'layers.{}.mixer.', f'blocks.{{}}.mixer.ssm{suffix}.'
@@ -615,6 +686,8 @@ def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
             (f'{theirs}dt_proj{suffix}.weight', f'{ours}dt_proj.weight'),
             (f'{theirs}dt_proj{suffix}.bias', f'{ours}dt_bias'),
         ]
+    if official_class != 'VisionMamba':
+        rows = [(theirs, f'backbone.{ours}') for theirs, ours in rows] + [('fpn{}.{}.{}', 'pyramid.fpn{}.{}.{}')]
     if official_class == _PYRAMID:
         rows = [(f'net.{theirs}', ours) for theirs, ours in rows]
         rows += [
@@ -626,11 +699,12 @@ def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
 
 def _rope_tables(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the rotary tables that official state dicts store though nothing in them is trained."""
-    if not getattr(model, 'use_rope', False):
+    trunk = getattr(model, 'backbone', model)
+    if not getattr(trunk, 'use_rope', False):
         return {}
-    weight = model.patch_embed.proj.weight
+    weight = trunk.patch_embed.proj.weight
     cos, sin = rotary_table(
-        *model.patch_embed.grid_size, model.embed_dim, weight.new_empty(0, dtype=torch.float32), model.rope_grid)
+        *trunk.patch_embed.grid_size, trunk.embed_dim, weight.new_empty(0, dtype=torch.float32), trunk.rope_grid)
     prefix = 'net.' if model.official_class == _PYRAMID else ''
     return {f'{prefix}rope.freqs_cos': cos, f'{prefix}rope.freqs_sin': sin}
 
@@ -696,7 +770,7 @@ def _trunk_options(config: Mapping[str, Any], defaults: Mapping[str, Any], dense
     return {**options, **(o['ssm_cfg'] or {})}
 
 
-def _build_official(official_class: str, config: Mapping[str, Any]) -> Vim:
+def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module:
     """Build our model from the keyword arguments of an official constructor."""
     config = dict(config)
     if official_class == 'VisionMamba':
@@ -707,12 +781,12 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> Vim:
             ('if_fpn', True))}
         check_choice('last_layer_process', own['last_layer_process'], _LAST_OF)
         return VimDense(
+            Vim(num_classes=0, **_trunk_options(config, _JULY_2024_DEFAULTS, dense=True)),
             out_indices=own['out_indices'],
             residual_features=own['use_residual_as_feature'],
             last=_LAST_OF[own['last_layer_process']],
             pyramid='plain' if own['if_fpn'] else 'none',
-            official_class=official_class,
-            **_trunk_options(config, _JULY_2024_DEFAULTS, dense=True))
+            official_class=official_class)
     neck = {}
     if official_class == _PYRAMID:
         if tuple(config.get('scale_factors', (4., 2., 1., .5))) != (4., 2., 1., .5):
@@ -725,8 +799,8 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> Vim:
     last = config.pop('last_layer_process', 'none')
     if last not in ('none', 'add'):
         raise ValueError(f"last_layer_process is {last!r}; official detection runs with 'none' and 'add' only.")
-    return VimDense(
-        last=last, official_class=official_class, **neck, **_trunk_options(config, _HEAD_DEFAULTS, dense=True))
+    trunk = Vim(num_classes=0, **_trunk_options(config, _HEAD_DEFAULTS, dense=True))
+    return VimDense(trunk, last=last, official_class=official_class, **neck)
 
 
 def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, Any]]:
@@ -871,8 +945,7 @@ official_results = {
 
 def _create_vim(variant: str, pretrained: bool = False, **kwargs: Any) -> Vim:
     depth = kwargs.get('depth', 24)
-    taps = tuple(depth * k // 4 - 1 for k in range(1, 5)) if depth >= 4 else tuple(range(depth))
-    return build_model(Vim, variant, pretrained, checkpoint_filter_fn, taps, **kwargs)
+    return build_model(Vim, variant, pretrained, checkpoint_filter_fn, _even_taps(depth), **kwargs)
 
 
 @register_model

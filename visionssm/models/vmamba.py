@@ -32,7 +32,7 @@ from visionssm.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, defau
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
-from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
+from ._hierarchy import Hierarchy, Stage, stage_drop_path_rates
 from ._official import Official, count_blocks, dense_keys, find_taps, take_known, translate_keys
 
 __all__ = ['VMamba']
@@ -105,6 +105,7 @@ class VMamba(Hierarchy):
     """VMamba: stages of blocks that scan their map along rows and columns."""
 
     official_class = 'VSSM'
+    dense_class = 'Backbone_VSSM'
 
     def __init__(
             self,
@@ -205,7 +206,13 @@ class VMamba(Hierarchy):
                 (height // patch_size, width // patch_size) if pos_embed else None, **dd),
             stages=stages, dims=dims, in_chans=in_chans, num_classes=num_classes, global_pool=global_pool,
             drop_rate=drop_rate, norm=norm(dims[-1], **dd), reductions=[first << i for i in range(len(dims))], **dd)
+        self.norm_layer = norm_layer
         self.init_weights(needs_reset=False)
+
+    @torch.jit.ignore
+    def tap_norm(self) -> Callable[..., nn.Module]:
+        """Return what makes the norm behind each tap: the same as in the blocks."""
+        return _NORMS[self.norm_layer]
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
@@ -315,8 +322,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
         # The official dense class creates the embedding, stores it, and never adds it.
         model.stem.add_pos_embed = False
         model.stem.pos_embed.requires_grad_(False)
-    return DenseBackbone(
-        model, config.get('out_indices', (0, 1, 2, 3)), _NORMS[options['norm_layer']], official_class)
+    return model.dense(config.get('out_indices', (0, 1, 2, 3)), official_class=official_class)
 
 
 def _infer_ratio(inner: Sequence[int], dims: Sequence[int]) -> float:

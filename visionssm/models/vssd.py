@@ -43,7 +43,7 @@ from visionssm.layers.ssm_init import init_A_log_uniform_
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official
-from ._hierarchy import DenseBackbone, Hierarchy, Stage, stage_drop_path_rates
+from ._hierarchy import Hierarchy, Stage, stage_drop_path_rates
 from ._official import Official, count_blocks, dense_keys, find_taps, take_known
 
 __all__ = ['VSSD']
@@ -270,6 +270,7 @@ class VSSD(Hierarchy):
     """VSSD: stages of blocks whose pixels read one sum over their map, and of blocks that attend."""
 
     official_class = 'VMAMBA2'
+    dense_class = 'Backbone_VMAMBA2'
 
     def __init__(
             self,
@@ -426,7 +427,7 @@ def _build_official(official_class: str, config: Mapping[str, Any]) -> nn.Module
             stage.downsample.official_layout = True
     if not dense:
         return model
-    return DenseBackbone(model, config.get('out_indices', (0, 1, 2, 3)), default_norm, official_class)
+    return model.dense(config.get('out_indices', (0, 1, 2, 3)), official_class=official_class)
 
 
 def _infer_mixer(sd: Mapping[str, torch.Tensor], first_blocks: Sequence[str]) -> dict[str, Any]:
