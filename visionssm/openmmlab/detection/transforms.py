@@ -19,6 +19,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import get_world_size
 from torch.utils.data import Dataset
 
+from ...detection.preprocessing import letterbox_geometry
 from ...registry import DATASETS, TRANSFORMS
 
 __all__ = ['Letterbox', 'MixDataset', 'RandomHSV', 'RandomScaleShift', 'RectangularDataset', 'ResizeLongSide',
@@ -99,7 +100,7 @@ class Letterbox(BaseTransform):
             pad_value: int = 114,
     ) -> None:
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(self.size) != 2 or min(self.size) < 1:
+        if len(self.size) != 2:
             raise ValueError(f'size must be (height, width) or the side of a square, got {size}')
         self.scale_up = scale_up
         self.minimal = minimal
@@ -118,21 +119,12 @@ class Letterbox(BaseTransform):
         """
         _refuse_masks(results, 'Letterbox')
         shape = results.get('batch_shape')
-        target_h, target_w = self.size if shape is None else shape
-        h, w = results['img'].shape[:2]
-        ratio = min(target_h / h, target_w / w)
-        if not self.scale_up:
-            ratio = min(ratio, 1.0)
-        width, height = max(round(w * ratio), 1), max(round(h * ratio), 1)
-        if self.stretch:
-            width, height = target_w, target_h
-        pad_x, pad_y = target_w - width, target_h - height
-        if self.minimal and shape is None:
-            pad_x, pad_y = pad_x % self.stride, pad_y % self.stride
-        _resize(results, width, height)
-        # an odd pad has its larger half at the bottom and at the right
-        top, left = round(pad_y / 2 - 0.1), round(pad_x / 2 - 0.1)
-        pads = (top, pad_y - top, left, pad_x - left)
+        height, width = results['img'].shape[:2]
+        geometry = letterbox_geometry(height, width, self.size if shape is None else shape, self.stride,
+                                      self.minimal and shape is None, self.stretch, self.scale_up)
+        _resize(results, *reversed(geometry.resized))
+        left, top, right, bottom = geometry.pads
+        pads = (top, bottom, left, right)
         results['img'] = cv2.copyMakeBorder(results['img'], *pads, cv2.BORDER_CONSTANT, value=(self.pad_value,) * 3)
         results['img_shape'] = results['img'].shape[:2]
         results['pad_param'] = pads
