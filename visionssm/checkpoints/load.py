@@ -229,9 +229,13 @@ def _read_pickle(path: Path, device: str | torch.device) -> Any:
             return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:
         # Files of older formats have no list of their objects; the first one stands in the message.
-        unsafe = _unsafe_globals(path) or re.findall(r'[Uu]nsupported (?:global: )?GLOBAL (\S+)', str(error))
+        unsafe = unsafe_globals(path) or re.findall(r'[Uu]nsupported (?:global: )?GLOBAL (\S+)', str(error))
         if not unsafe:
             raise CheckpointError(_damaged(path, error)) from error
+        if any(name.startswith('ultralytics.') for name in unsafe):
+            raise CheckpointError(
+                f'The checkpoint {str(path)!r} is a whole pickled model of ultralytics, not a state dict: '
+                f"visionssm.checkpoints.read_ultralytics(path)['state_dict'] takes the weights out of it.") from error
         raise CheckpointError(
             f'The checkpoint {str(path)!r} needs Python objects that are not loaded from files: {", ".join(unsafe)}. '
             f'If you trust its origin, open it once with torch.load(..., weights_only=False) and save the state dict '
@@ -240,7 +244,8 @@ def _read_pickle(path: Path, device: str | torch.device) -> Any:
         raise CheckpointError(_damaged(path, error)) from error
 
 
-def _unsafe_globals(path: Path) -> list[str]:
+def unsafe_globals(path: Path) -> list[str]:
+    """Return the objects that a file names and that are not read from files; none for one that cannot be read."""
     try:
         with safe_settings():
             return torch.serialization.get_unsafe_globals_in_checkpoint(path)
