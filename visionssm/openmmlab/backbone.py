@@ -52,6 +52,9 @@ class Backbone(BaseModule):
         **kwargs: Arguments of the model.
     """
 
+    # what a config says beside the arguments below is for the model, which refuses what it does not know
+    passes_arguments_on = True
+
     def __init__(
             self,
             name: str,
@@ -174,6 +177,22 @@ class Backbone(BaseModule):
         if self.norms is not None:
             maps = [norm(m) for norm, m in zip(self.norms, maps, strict=True)]
         return tuple(maps)
+
+    def get_layer_depth(self, param_name: str, prefix: str = 'backbone.') -> tuple[int, int]:
+        """Layer of a parameter, as mmpretrain's layer-decay constructor asks for it.
+
+        Args:
+            param_name: Name of the parameter in the whole model.
+            prefix: Path of this module in the whole model, with its dot.
+
+        Returns:
+            The layer's number, counted from the input, and the number of layers; the last layer is the head.
+        """
+        from .optim import parameter_roles
+        roles = parameter_roles(self)
+        depth = max(role.below for role in roles.values())
+        role = roles.get(param_name.removeprefix(prefix)) if param_name.startswith(prefix) else None
+        return depth - (role.below if role else 0), depth + 1
 
     def init_weights(self) -> None:
         """Load what ``init_cfg`` names. Nothing else happens: timm initialised the model when it was built."""
