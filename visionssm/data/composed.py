@@ -138,7 +138,7 @@ class Photographs:
         paths = sorted(path for path in Path(folder).rglob('*') if path.suffix.lower() in IMAGE_SUFFIXES) \
             if Path(folder).is_dir() else []
         if len(paths) < 2:
-            raise ValueError(f'{folder} has {len(paths)} images ({", ".join(IMAGE_SUFFIXES)}): at least two are needed, '
+            raise ValueError(f'{folder} has {len(paths)} images ({", ".join(IMAGE_SUFFIXES)}): it needs two or more, '
                              'so that training and validation have different backgrounds')
         last = 1 if len(paths) < 5 else 4
         val = [path for index, path in enumerate(paths) if index % 5 == last]
