@@ -1,4 +1,4 @@
-"""Name what is on images: python tools/predict.py IMAGE_OR_FOLDER --model NAME --checkpoint FILE."""
+"""Say what is on images and videos: python tools/predict.py FILE_OR_FOLDER [--model NAME] --checkpoint FILE."""
 import sys
 
 try:

@@ -10,26 +10,17 @@ from mmengine.runner import Runner as _Runner
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 from torch.utils.data import DataLoader
 
-from .. import registry
-from ..registry import (
-    DATA_SAMPLERS,
-    DATASETS,
-    HOOKS,
-    METRICS,
-    MODELS,
-    OPTIM_WRAPPERS,
-    PARAM_SCHEDULERS,
-    VISUALIZERS,
-)
+from ..registry import OPTIM_WRAPPERS
 from ..utils.suggest import did_you_mean, nearest
+from .loops import ResumableEpochLoop
 from .optim import optimizer_class
-from .runner import OWN_HOOKS, ResumableEpochLoop
+from .runner import OWN_HOOKS
+from .scopes import SCOPES, registries
 
 __all__ = ['ConfigError', 'accepted_arguments', 'check_config', 'check_overrides']
 
-REGISTRIES = [value for value in vars(registry).values() if isinstance(value, registry.Registry)]
 EXTRA_TOP_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
-                  'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn'}
+                  'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'}
 LOADER_KEYS = {'dataset', 'sampler', 'batch_sampler', 'collate_fn', 'worker_init_fn', 'num_batch_per_epoch',
                'disable_subprocess_warning'}
 PLAIN_KEYS = {
@@ -38,10 +29,22 @@ PLAIN_KEYS = {
     'randomness': {'seed', 'diff_rank_seed', 'deterministic'},
 }
 # where a section's type is looked up; elsewhere a type may belong to another library and is left to its reader
-REGISTRY_OF = {'model': MODELS, 'dataset': DATASETS, 'sampler': DATA_SAMPLERS, 'custom_hooks': HOOKS,
-               'default_hooks': HOOKS, 'val_evaluator': METRICS, 'test_evaluator': METRICS,
-               'param_scheduler': PARAM_SCHEDULERS, 'visualizer': VISUALIZERS}
-HOOK_NAMES = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', *OWN_HOOKS}
+REGISTRY_OF = {'model': 'MODELS', 'dataset': 'DATASETS', 'sampler': 'DATA_SAMPLERS', 'batch_sampler': 'DATA_SAMPLERS',
+               'custom_hooks': 'HOOKS', 'default_hooks': 'HOOKS', 'val_evaluator': 'METRICS',
+               'test_evaluator': 'METRICS', 'param_scheduler': 'PARAM_SCHEDULERS', 'visualizer': 'VISUALIZERS',
+               'pipeline': 'TRANSFORMS', 'tta_pipeline': 'TRANSFORMS', 'backbone': 'MODELS', 'neck': 'MODELS',
+               'tta_model': 'MODELS'}
+# the registries that a section's parts come from: names such as Resize or RandomSampler mean other things elsewhere
+SECTIONS = {'model': ('MODELS', 'TASK_UTILS'), 'tta_model': ('MODELS', 'TASK_UTILS'),
+            'dataloader': ('DATASETS', 'TRANSFORMS', 'DATA_SAMPLERS', 'FUNCTIONS'), 'pipeline': ('TRANSFORMS',),
+            'evaluator': ('METRICS', 'EVALUATORS', 'EVALUATOR'), 'hooks': ('HOOKS', 'TRANSFORMS', 'MODELS'),
+            'cfg': ('LOOPS',), 'scheduler': ('PARAM_SCHEDULERS',), 'visualizer': ('VISUALIZERS', 'VISBACKENDS'),
+            'processor': ('LOG_PROCESSORS',)}
+# OpenMMLab's builders take keys out of such dictionaries that the class of the type does not know
+BUILDER_KEYS = {'nms', 'plugins', 'order', 'dcn'}
+HOOK_NAMES = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization',
+              *OWN_HOOKS}
+PIPELINES = {'train_pipeline', 'val_pipeline', 'test_pipeline'}
 
 
 class ConfigError(ValueError):
@@ -60,10 +63,14 @@ def accepted_arguments(build: Any) -> tuple[set[str], bool]:
     inits = [vars(base)['__init__'] for base in build.__mro__ if '__init__' in vars(base) and base is not object] \
         if inspect.isclass(build) else [build]
     names: set[str] = set()
+    # OpenMMLab's heads call any of their bases, and drop what is left in **kwargs
+    single = not build.__module__.startswith(('mmdet', 'mmseg'))
     for init in inits:
         parameters = inspect.signature(init).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        if getattr(build, 'passes_arguments_on', False):
+            return names - {'self'}, False
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters) and (single or init is inits[0]):
             return names - {'self'}, True
     return names - {'self'}, False
 
@@ -100,26 +107,60 @@ def check_config(cfg: Config) -> None:
     known = top_level_keys()
     for key in cfg:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.85)
-        if key not in known and near:
+        if key not in known | PIPELINES and near and not key.startswith(near[0]):
             raise ConfigError(f'The config has the key {key!r}, which nothing reads. {did_you_mean(key, known)}')
     for key in ('model', 'work_dir'):
         if key not in cfg:
             raise ConfigError(f'The config lacks the key {key!r}')
 
+    types = _Types(cfg.get('default_scope', SCOPES[0]))
     for key, value in cfg.items():
+        if key not in known:
+            continue
         if not isinstance(value, Mapping) or key == 'model_wrapper_cfg':
-            _check_nested(key, value)
+            _check_nested(key, value, types)
             continue
         fixed = _fixed_keys(key, value)
         if fixed is not None:
             _compare(key, value, fixed, closed=key != 'default_hooks')
         for name in ('max_epochs', 'max_iters', 'val_interval', 'val_begin') if key == 'train_cfg' else ():
-            if not isinstance(value.get(name, 0), int):
-                raise ConfigError(f'train_cfg.{name} must be a whole number, got {value[name]!r}')
+            number = value.get(name, 0)
+            if not isinstance(number, int) and not (isinstance(number, float) and number.is_integer()):
+                raise ConfigError(f'train_cfg.{name} must be a whole number, got {number!r}')
         if key == 'optim_wrapper':
             _check_optimizer(value)
         else:
-            _check_nested(key, value)
+            _check_nested(key, value, types)
+
+
+class _Types:
+    """What the types in a config mean, by the config's scope and the section."""
+
+    def __init__(self, scope: str) -> None:
+        self.registries = registries(scope)
+        self.found: dict[tuple[str, str], Any] = {}
+
+    def find(self, where: str, kind: str) -> Any:
+        section = where.partition('.')[0].partition('[')[0]
+        names = SECTIONS.get(section.rpartition('_')[2]) or SECTIONS.get(section) or tuple(self.registries)
+        key = section, kind
+        if key not in self.found:
+            classes = (self.registries[name].get(kind) for name in names if name in self.registries)
+            self.found[key] = next((cls for cls in classes if cls is not None), None)
+        return self.found[key]
+
+    def check_registered(self, where: str, kind: str) -> None:
+        name = REGISTRY_OF.get(where.rpartition('.')[2].partition('[')[0]) or REGISTRY_OF.get(where.partition('.')[0])
+        # a scope or a dotted path names another package, which is imported when the object is built
+        if name is None or '.' in kind or where.count('.') > 1:
+            return
+        home = self.registries[name]
+        known = [*home.module_dict, *home.parent.module_dict]
+        raise ConfigError(f'{where}.type is {kind!r}, which is not registered. {did_you_mean(kind, known)} A class of '
+                          "your own needs custom_imports=dict(imports=['its_module'])")
+
+    def is_scheduler(self, cls: Any) -> bool:
+        return self.registries['PARAM_SCHEDULERS'].get(cls.__name__) is cls
 
 
 def _fixed_keys(key: str, value: Mapping) -> set[str] | None:
@@ -140,7 +181,7 @@ def _fixed_keys(key: str, value: Mapping) -> set[str] | None:
 
 def _compare(where: str, given: Iterable[str], known: set[str], closed: bool = True) -> None:
     for key in given:
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.81)
         if key not in known and (closed or near):
             # an argument that the caller fills in is nothing to write into a config
             listed = sorted(known - {'params', 'parameters'})
@@ -166,34 +207,24 @@ def _check_optimizer(section: Mapping) -> None:
         _compare('optim_wrapper.clip_grad', clip, accepted_arguments(clipper)[0] | {'type'})
 
 
-def _check_nested(where: str, value: Any) -> None:
+def _check_nested(where: str, value: Any, types: _Types) -> None:
     if isinstance(value, list | tuple):
         for number, item in enumerate(value):
-            _check_nested(f'{where}[{number}]', item)
+            _check_nested(f'{where}[{number}]', item, types)
     if not isinstance(value, Mapping):
         return
     kind = value.get('type')
-    found = kind if inspect.isclass(kind) else next(
-        (cls for cls in (reg.get(kind) for reg in REGISTRIES) if cls is not None), None) \
-        if isinstance(kind, str) else None
+    found = types.find(where, kind) if isinstance(kind, str) else kind if inspect.isclass(kind) else None
     if found is not None:
         names, closed = accepted_arguments(found)
-        extra = {'type', '_scope_'} | ({'convert_to_iter_based'} if _is_scheduler(found) else set())
+        extra = {'type', '_scope_'} | ({'convert_to_iter_based'} if types.is_scheduler(found) else set())
+        # read by whoever builds the part: the runner, and the heads of DETR's family
+        extra |= {'priority'} if where.startswith('custom_hooks') else set()
+        extra |= {'by_epoch'} if where == 'train_cfg' else set()
+        extra |= {'bg_cls_weight'} if where.endswith('.loss_cls') else set()
         _compare(f'{where} ({found.__name__})', value, names | extra, closed)
     elif isinstance(kind, str):
-        _check_registered(where, kind)
+        types.check_registered(where, kind)
     for key, item in value.items():
-        _check_nested(f'{where}.{key}', item)
-
-
-def _check_registered(where: str, kind: str) -> None:
-    home = REGISTRY_OF.get(where.rpartition('.')[2].partition('[')[0]) or REGISTRY_OF.get(where.partition('.')[0])
-    # a scope or a dotted path names another package, which is imported when the object is built
-    if home is not None and '.' not in kind and where.count('.') <= 1:
-        known = [*home.module_dict, *home.parent.module_dict]
-        raise ConfigError(f'{where}.type is {kind!r}, which is not registered. {did_you_mean(kind, known)} A class of '
-                          "your own needs custom_imports=dict(imports=['its_module'])")
-
-
-def _is_scheduler(cls: Any) -> bool:
-    return PARAM_SCHEDULERS.get(cls.__name__) is cls
+        if key not in BUILDER_KEYS and (not key.endswith('_cfg') or key in ('train_cfg', 'test_cfg')):
+            _check_nested(f'{where}.{key}', item, types)

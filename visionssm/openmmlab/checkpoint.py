@@ -7,7 +7,9 @@ import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,10 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import apply_to
 from timm.models._hub import save_config_for_hf
 
-from ..checkpoints import CheckpointError, check_fit, load_state_dict, save_safetensors
+from ..checkpoints import CheckpointError, check_fit, load_state_dict, read_checkpoint, save_safetensors
 from ..registry import HOOKS
+from ..utils.suggest import list_names
+from .scopes import EXTRAS
 
 SCHEME = 'visionssm://'
 
@@ -115,7 +119,7 @@ def load_weights(net: nn.Module, source: str | os.PathLike, keep_head: bool = Fa
     """
     state = read_weights(net, source)
     if keep_head:
-        classifier = net.pretrained_cfg.get('classifier') or ()
+        classifier = (getattr(net, 'pretrained_cfg', None) or {}).get('classifier') or ()
         heads = (classifier,) if isinstance(classifier, str) else classifier
         own = net.state_dict()
         for key in [f'{head}.{leaf}' for head in heads for leaf in ('weight', 'bias')]:
@@ -137,11 +141,7 @@ def read_weights(net: nn.Module, source: str | os.PathLike) -> dict[str, torch.T
     Returns:
         The state dict.
     """
-    source = str(source)
-    if source.startswith(SCHEME):
-        state = dict(load_from_visionssm(source)['state_dict'])
-    else:
-        state = load_state_dict(source)
+    state = _read_any(str(source))
     own = net.state_dict().keys()
     if not own & state.keys() and any(key.startswith('model.') for key in state):
         state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
@@ -149,6 +149,96 @@ def read_weights(net: nn.Module, source: str | os.PathLike) -> dict[str, torch.T
     if rename is not None and state.keys() != own:
         state = rename(state, net)
     return state
+
+
+def _read_any(source: str) -> dict[str, torch.Tensor]:
+    if source.startswith(SCHEME):
+        return dict(load_from_visionssm(source)['state_dict'])
+    with mmengine_values():
+        return load_state_dict(source)
+
+
+class _History:
+    """Stands in for MMEngine's log buffers, whose state may name functions."""
+
+    def __setstate__(self, state: dict) -> None:
+        self.values = state.get('_log_history')
+
+
+def _no_attribute(*_: Any) -> None:
+    """Stands in for the look-up of an attribute, with which a file could reach any code."""
+
+
+@contextmanager
+def mmengine_values() -> Iterator[None]:
+    """Let what OpenMMLab's training checkpoints hold beside tensors through a reader that runs no code of the file."""
+    core = np._core if hasattr(np, '_core') else np.core
+    allowed = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype,
+               *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', '?')),
+               (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
+               (_no_attribute, 'builtins.getattr'), (_no_attribute, '__builtin__.getattr')]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def read_training_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
+    """Read all of a training checkpoint, ours or one of OpenMMLab's, without running any code that it may hold.
+
+    Args:
+        path: The file.
+
+    Returns:
+        What it holds; log buffers of MMEngine come without their functions.
+    """
+    with mmengine_values():
+        return read_checkpoint(path)
+
+
+def load_any_weights(model: nn.Module, source: str | os.PathLike, keep_head: bool = False) -> None:
+    """Load weights of any origin into a model of the runner, or raise an error that lists what does not fit.
+
+    Args:
+        model: A wrapper of one plain model (its attribute ``model``), or a detector or segmentor.
+        source: As :func:`load_weights` and :func:`load_dense_weights` take.
+        keep_head: Leave the classifier as it is where the file's has another number of classes.
+    """
+    if all(key.startswith('model.') for key in model.state_dict()):
+        load_weights(model.model, source, keep_head)
+    else:
+        load_dense_weights(model, source, keep_head)
+
+
+def load_dense_weights(model: nn.Module, source: str | os.PathLike, keep_heads: bool = False) -> None:
+    """Load weights into a detector or segmentor, or raise an error that lists what does not fit.
+
+    Args:
+        model: The model; a backbone that knows the names of its authors' files renames their keys.
+        source: A checkpoint of the runner or of OpenMMLab's, an export of ours, or ``visionssm://PATH``.
+        keep_heads: Leave the parts of heads as they are that depend on the number of classes where the file's differ.
+    """
+    state = _read_any(str(source))
+    own = model.state_dict()
+    different = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+    kept = [key for key in different if keep_heads and re.search(r'(^|\.)\w*head\.', key)
+            and own[key].shape[1:] == state[key].shape[1:]]
+    if kept:
+        print_log(f'{source} has another number of classes; initial weights stay in {list_names(kept)}',
+                  logger='current', level=logging.WARNING)
+    shapes = [f'{key} is {tuple(state[key].shape)}, expected {tuple(own[key].shape)}'
+              for key in different if key not in kept]
+    try:
+        found = model.load_state_dict({key: value for key, value in state.items() if key not in different}, False)
+    except RuntimeError as error:
+        # what a backbone has renamed is compared by PyTorch only
+        raise CheckpointError(f'the checkpoint {str(source)!r} does not fit {type(model).__name__}: {error}') from error
+    missing = [key for key in found.missing_keys if key not in different]
+    parts = [f'{len(names)} {label}: {list_names(names)}' for label, names in
+             (('missing', missing), ('unexpected', found.unexpected_keys), ('mis-shaped', shapes)) if names]
+    if parts:
+        hint = '' if any(key in own for key in state) else \
+            '\n  Weights of a backbone alone belong into model.backbone.pretrained or its init_cfg.'
+        raise CheckpointError(f'the checkpoint {str(source)!r} does not fit {type(model).__name__} ({len(own)} keys '
+                              f'expected, {len(state)} given).\n  ' + '\n  '.join(parts) + hint)
 
 
 def is_training_checkpoint(path: str) -> bool:
@@ -321,12 +411,19 @@ class CheckpointHook(_CheckpointHook):
         self.file_backend.flush(self._kept())
         best = getattr(self, 'best_ckpt_path', None)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if not (self.export and best and best not in before and is_main_process() and hasattr(model, 'model')):
+        if not (self.export and best and best not in before and is_main_process()):
             return
-        notes = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
-        classes = getattr(runner.val_dataloader.dataset, 'metainfo', {}).get('classes') or ()
-        target = export_best(model, runner.saved_state, Path(self.out_dir) / 'best', tuple(classes),
-                             {**notes, 'epoch': runner.epoch, 'iter': runner.iter})
+        notes: dict[str, float] = {key: float(value) for key, value in metrics.items() if isinstance(value, Real)}
+        notes.update(epoch=runner.epoch, iter=runner.iter)
+        meta = getattr(runner.val_dataloader.dataset, 'metainfo', {})
+        folder = Path(self.out_dir) / 'best'
+        if runner.cfg.get('default_scope') in EXTRAS:
+            from .portable import export_dense
+            target = export_dense(runner.saved_state, folder, runner.cfg, meta, notes)
+        elif hasattr(model, 'model'):
+            target = export_best(model, runner.saved_state, folder, tuple(meta.get('classes') or ()), notes)
+        else:
+            return
         runner.saved_state = None
         runner.logger.info(f'The best model is exported to {target}')
 

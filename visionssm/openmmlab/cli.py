@@ -11,11 +11,13 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
 
 from ..checkpoints import CheckpointError
-from ..utils.paths import config_root, find_config
+from ..utils.paths import config_root
 from .check import ConfigError, check_config, check_overrides
 from .data import UnreadableImagesError
+from .evaluate_dense import record_scores, summary
 from .hooks import NonFiniteError
 from .runner import VisionRunner
+from .scopes import check_installed, explain_import_error, find_any_config
 
 USER_ERRORS = (CheckpointError, ConfigError, NonFiniteError, OSError, UnreadableImagesError, ValueError)
 
@@ -66,7 +68,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: The parser to add them to.
     """
-    parser.add_argument('config', help='a config file, or the name of one that comes with the package')
+    parser.add_argument('config', help='a config file, the name of one that comes with the package, or of another '
+                                       "package's as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py")
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/CONFIG)')
     parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE',
                         help='override keys of the config, as in model.model.name=vim_tiny train_cfg.max_epochs=10')
@@ -111,15 +114,18 @@ def load_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     # so that a config anywhere can build on ours: _base_ = '{{$VISIONSSM_CONFIGS:configs}}/classification/...'
     os.environ.setdefault('VISIONSSM_CONFIGS', str(config_root()))
-    path = find_config(args.config)
+    path = find_any_config(args.config)
     try:
         cfg = Config.fromfile(str(path))
     except SyntaxError as error:
         raise ConfigError(f'{path} is no Python: {error}') from error
+    except ImportError as error:
+        raise explain_import_error(error, path) from error
     check_overrides(args.cfg_options)
     cfg.merge_from_dict(args.cfg_options)
     cfg.launcher = args.launcher
     cfg.setdefault('default_scope', 'visionssm')
+    check_installed(cfg.default_scope)
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
@@ -144,15 +150,18 @@ def train_config(args: argparse.Namespace) -> Config:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
         kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        if str(kind).removeprefix('visionssm.') not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise ConfigError(f'--amp cannot replace optim_wrapper.type={kind!r}; it stands for AmpOptimWrapper')
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', dtype={'bf16': 'bfloat16', 'fp16': 'float16'}[args.amp])
+        # the bare name means MMEngine's, which refuses to run without a GPU, in configs of other scopes
+        prefix = '' if cfg.default_scope == 'visionssm' else 'visionssm.'
+        cfg.optim_wrapper.update(type=f'{prefix}AmpOptimWrapper',
+                                 dtype={'bf16': 'bfloat16', 'fp16': 'float16'}[args.amp])
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config: the batch '
                               'size that its learning rate is meant for')
         cfg.auto_scale_lr.enable = True
-    with DefaultScope.overwrite_default_scope('visionssm'):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         check_config(cfg)
     for key in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
         if cfg.get(key) is None:
@@ -161,7 +170,7 @@ def train_config(args: argparse.Namespace) -> Config:
 
 
 def train(argv: Sequence[str] | None = None) -> int:
-    """Train, and end with the line ``top-1: NN.NN`` where the config evaluates.
+    """Train, and end with a line such as ``top-1: NN.NN`` or ``mIoU: NN.NN`` where the config evaluates.
 
     Args:
         argv: The arguments; None takes the process's.
@@ -175,12 +184,15 @@ def train(argv: Sequence[str] | None = None) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    runner = VisionRunner.from_cfg(train_config(args))
-    runner.train()
-    scalars = runner.message_hub.log_scalars
-    if is_main_process() and 'val/accuracy/top1' in scalars:
+    cfg = train_config(args)
+    runner = VisionRunner.from_cfg(cfg)
+    with record_scores(cfg.default_scope) as scores:
+        runner.train()
+    found = summary({key: buffer.current() for key, buffer in runner.message_hub.log_scalars.items()
+                     if key.startswith('val/')}, scores)
+    if is_main_process() and found:
         from .visuals import save_curves
         save_curves(runner.work_dir)
-        # not through the logger: other programs read this line
-        print(f'top-1: {scalars["val/accuracy/top1"].current():.2f}', flush=True)  # noqa: T201
+        # not through the logger: other programs read these lines
+        print('\n'.join(f'{name}: {value:.2f}' for name, value in found.items()), flush=True)  # noqa: T201
     return 0

@@ -1,4 +1,4 @@
-"""Evaluation of a trained classifier: by a config, or of any model by its name on a folder of images."""
+"""Evaluation: of a model by a config, or of any classifier by its name on a folder of images."""
 import argparse
 import contextlib
 import logging
@@ -18,9 +18,11 @@ from mmengine.registry import DefaultScope
 from ..utils.suggest import did_you_mean
 from .check import ConfigError, check_config
 from .cli import add_common_options, load_config, run_command
+from .evaluate_dense import apply_options, record_scores, report, without_pretraining
 from .facts import describe_checkpoint
 from .metrics import Accuracy
 from .runner import VisionRunner
+from .scopes import EXTRAS
 from .visuals import write_json
 
 __all__ = ['evaluate', 'format_table', 'model_config', 'parse_test', 'test_config']
@@ -40,8 +42,8 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
     Returns:
         The options; `config` is None where `--model` is given.
     """
-    parser = argparse.ArgumentParser(description='Evaluate a classifier: test.py CONFIG CHECKPOINT, or '
-                                                 'test.py --model NAME --data FOLDER [CHECKPOINT].')
+    parser = argparse.ArgumentParser(description='Evaluate a model: test.py CONFIG CHECKPOINT, or, a classifier by its '
+                                                 'name, test.py --model NAME --data FOLDER [CHECKPOINT].')
     by_model = argparse.ArgumentParser(add_help=False)
     by_model.add_argument('--model')
     if by_model.parse_known_args(argv)[0].model is None:
@@ -54,8 +56,14 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument('--work-dir', help='where logs and pictures go (default: work_dirs/MODEL/test)')
         parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.add_argument('--model', help='name of a model of timm or visionssm, instead of a config')
-    parser.add_argument('--data', help='folder of images; replaces the test data of the config')
-    parser.add_argument('--out', help='JSON file for the results (default: accuracy.json in the work directory)')
+    parser.add_argument('--data', help='folder of images, or root of the data set; replaces that of the config')
+    parser.add_argument('--out', help='JSON file for the results (default: accuracy.json or results.json in the work '
+                                      'directory)')
+    parser.add_argument('--show-dir', help='folder for pictures of ground truth and prediction (detection and '
+                                           'segmentation)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of the detections in these pictures')
+    parser.add_argument('--tta', action='store_true', help="test-time augmentation by the config's tta_model and "
+                                                           'tta_pipeline (detection and segmentation)')
     parser.add_argument('--batch-size', type=int, help="images at a time (default: the config's)")
     parser.add_argument('--amp', nargs='?', const='bf16', choices=['bf16', 'fp16'], help='mixed precision')
     args = parser.parse_args(argv)
@@ -121,18 +129,25 @@ def test_config(args: argparse.Namespace) -> Config:
         for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
             if cfg.get(key) is None:
                 raise ConfigError(f'The config lacks the key {key!r}, which evaluation needs')
-        cfg.model.model.pop('pretrained', None)
-    if args.data:
+        without_pretraining(cfg.model)
+    dense = cfg.default_scope in EXTRAS
+    for option in ('show_dir', 'tta'):
+        if getattr(args, option) and not dense:
+            raise ConfigError(f'--{option.replace("_", "-")} is for detection and segmentation; {args.config} is of '
+                              f'the scope {cfg.default_scope}')
+    if args.data and not dense:
         cfg.test_dataloader.dataset.root = args.data
     if args.batch_size:
         cfg.test_dataloader.batch_size = args.batch_size
     cfg.load_from, cfg.resume = args.checkpoint, False
-    with DefaultScope.overwrite_default_scope('visionssm'):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         check_config(cfg)
     for key in TRAINING_KEYS:
         cfg.pop(key, None)
     # checkpoints hold the averaged weights where training averaged, so its other hooks have nothing to do here
-    cfg.custom_hooks = [{'type': 'VisualReportHook'}]
+    cfg.custom_hooks = [] if dense else [{'type': 'VisualReportHook'}]
+    if dense:
+        apply_options(cfg, args)
     return cfg
 
 
@@ -176,9 +191,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The results as they are in the JSON file; empty on processes other than the main one.
     """
-    runner = VisionRunner.from_cfg(test_config(args))
-    with _autocast(args.amp):
+    cfg = test_config(args)
+    runner = VisionRunner.from_cfg(cfg)
+    with _autocast(args.amp), record_scores(cfg.default_scope) as scores:
         values = runner.test()
+    if cfg.default_scope in EXTRAS:
+        return report(cfg, args, values, scores) if is_main_process() else {}
     metric = next((item for item in runner.test_evaluator.metrics if isinstance(item, Accuracy)), None)
     if not is_main_process():
         return {}

@@ -161,9 +161,13 @@ class NaNGuardHook(Hook):
         # other modes return logits or predictions
         losses = output if isinstance(output, dict) else {}
         for name, loss in losses.items():
-            if isinstance(loss, torch.Tensor) and not bool(torch.isfinite(loss).all()):
+            # detectors give one loss a level
+            parts = [part for part in (loss if isinstance(loss, list | tuple) else [loss])
+                     if isinstance(part, torch.Tensor)]
+            if not all(bool(torch.isfinite(part).all()) for part in parts):
                 origin = self._find_module(runner)
-                raise NonFiniteError(f'{name} is {loss.mean().item()} at step {runner.iter + 1} (epoch '
+                value = sum(part.float().mean().item() for part in parts)
+                raise NonFiniteError(f'{name} is {value} at step {runner.iter + 1} (epoch '
                                      f'{runner.epoch + 1}); {origin}. The weights still are those of the step before; '
                                      'lower the learning rate or clip gradients.')
 
@@ -196,7 +200,8 @@ class NaNGuardHook(Hook):
         with watch_outputs(model) as found, torch.no_grad(), runner.optim_wrapper.optim_context(model):
             data = model.data_preprocessor(self.batch, True)
             if not bool(torch.isfinite(data['inputs']).all()):
-                return f'the images are not finite: {list(data.get("paths") or ())[:4]}'
+                paths = data.get('paths') or [sample.get('img_path') for sample in data.get('data_samples') or ()]
+                return f'the images are not finite: {list(paths)[:4]}'
             # not through __call__, whose hook asked for this search
             model.forward(**data, mode='loss')
         return f'first bad module: {found[0]}' if found else 'each module gives finite outputs on a second run'

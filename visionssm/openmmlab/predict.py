@@ -1,28 +1,35 @@
-"""Prediction: images from files, the classes that a model gives them, and annotated pictures."""
+"""Prediction: images from files, what a model says about them, and annotated pictures."""
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn as nn
+from mmengine.config import Config
 from PIL import Image, ImageOps
 from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.data.readers.img_extensions import get_img_extensions
+from tqdm import tqdm
 
 from .checkpoint import load_weights
 from .classifier import create_timm_model
-from .cli import USER_ERRORS, run_command
+from .cli import USER_ERRORS, load_config, run_command
 from .data import READ_ERRORS, convert_mode
-from .facts import describe_checkpoint
+from .facts import DenseFacts, describe_checkpoint, describe_dense
+from .predict_dense import UniqueNames, run_dense
+from .scopes import EXTRAS
+from .video import VIDEO_SUFFIXES, is_video
 from .visuals import save_predictions, save_top_classes
 
 __all__ = ['Prediction', 'Predictor', 'find_images', 'predict']
 
 logger = logging.getLogger('visionssm')
+
+MAX_SHOWN = 60
 
 
 class Prediction(NamedTuple):
@@ -33,11 +40,12 @@ class Prediction(NamedTuple):
     image: Image.Image
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
+def find_images(paths: Sequence[str | Path], suffixes: Collection[str] = ()) -> list[Path]:
     """Lists image files.
 
     Args:
         paths: Files, taken whatever their name, and folders, searched through by file name extension.
+        suffixes: More extensions to look for in folders, such as those of videos.
 
     Returns:
         The files, those of a folder in order of their names.
@@ -47,7 +55,7 @@ def find_images(paths: Sequence[str | Path]) -> list[Path]:
         if not path.exists():
             raise FileNotFoundError(f'{path} does not exist: give image files or folders of images')
         if path.is_dir():
-            extensions = get_img_extensions(as_set=True)
+            extensions = {*get_img_extensions(as_set=True), *suffixes}
             inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in extensions)
             if not inside:
                 raise FileNotFoundError(f'no images in the folder {path}: looked for {", ".join(sorted(extensions))}, '
@@ -146,8 +154,11 @@ def _class_names(model: nn.Module, stored: Sequence[str]) -> list[str]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Name what is on images.')
-    parser.add_argument('images', nargs='+', help='image files, or folders of them')
+    parser = argparse.ArgumentParser(description='Say what is on images: a class, objects, or the class of each pixel.')
+    parser.add_argument('images', nargs='+', help='image files, or folders of them; for detectors and segmentors also '
+                                                  'video files')
+    parser.add_argument('--config', help='config of a detector or segmentor (default: the one in the checkpoint, read '
+                                         'as data)')
     parser.add_argument('--model', help='name of the model (default: the one that the checkpoint names)')
     parser.add_argument('--checkpoint', help='weights: of a training here, safetensors, published ones, or '
                                              'visionssm://NAME (default: the published weights of --model)')
@@ -155,7 +166,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--topk', type=int, default=5, help='how many classes to name')
     parser.add_argument('--out', default='predictions', help='folder for the annotated pictures')
     parser.add_argument('--device', help='where to compute (default: an accelerator if there is one)')
-    parser.add_argument('--batch-size', type=int, default=32)
+    parser.add_argument('--batch-size', type=int, default=32, help='images at a time (classification)')
+    parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection that counts')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1:
@@ -163,12 +175,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _picture_names(paths: Sequence[Path], folder: Path) -> Iterator[Path]:
-    """One file name an image, numbered where images of several folders share a name."""
-    taken: dict[str, int] = {}
-    for path in paths:
-        count = taken[path.stem] = taken.get(path.stem, 0) + 1
-        yield folder / f'{path.stem}{"" if count == 1 else f"-{count}"}_prediction.png'
+def _dense(args: argparse.Namespace) -> tuple[Config, DenseFacts] | None:
+    """Config and facts of a detector or segmentor; None for a classifier."""
+    if args.config:
+        if args.checkpoint is None:
+            raise ValueError('--config needs --checkpoint FILE: the weights of the model')
+        if args.model:
+            raise ValueError(f'--model {args.model} names a classifier, and --config a detector or segmentor; give one')
+        cfg = load_config(argparse.Namespace(config=args.config, cfg_options={}, launcher='none', local_rank=0,
+                                             work_dir='.'))
+        if cfg.default_scope not in EXTRAS:
+            raise ValueError(f'--config {args.config} is of the scope {cfg.default_scope}; classifiers need only '
+                             '--checkpoint, or --model')
+        return cfg, describe_dense(args.checkpoint)
+    facts = describe_dense(args.checkpoint) if args.model is None else None
+    return (facts.cfg, facts) if facts is not None and facts.cfg is not None else None
 
 
 def run(args: argparse.Namespace) -> int:
@@ -181,28 +202,44 @@ def run(args: argparse.Namespace) -> int:
         How many images could be read.
     """
     classes = Path(args.classes).read_text(encoding='utf-8').strip().splitlines() if args.classes else ()
-    paths = find_images(args.images)
-    predictor = Predictor(args.model, args.checkpoint, classes, args.device)
-    predictions = []
-    for prediction in predictor.predict(paths, args.topk, args.batch_size):
-        predictions.append(prediction)
+    dense = _dense(args)
+    paths = find_images(args.images, VIDEO_SUFFIXES if dense else ())
+    if dense:
+        cfg, facts = dense
+        if classes:
+            facts = facts._replace(dataset_meta={**facts.dataset_meta, 'classes': tuple(classes)})
+        return run_dense(args, cfg, facts, paths, args.device or _default_device())
+    videos = [path for path in paths if is_video(path)]
+    if videos:
+        raise ValueError(f'{videos[0]} is a video; classifiers take images')
+    return _run_classifier(args, Predictor(args.model, args.checkpoint, classes, args.device), paths)
+
+
+def _run_classifier(args: argparse.Namespace, predictor: Predictor, paths: Sequence[Path]) -> int:
+    out, name, done = Path(args.out), UniqueNames(), 0
+    samples: list[dict] = []
+    bar = tqdm(predictor.predict(paths, args.topk, args.batch_size), total=len(paths), unit='image', disable=None,
+               dynamic_ncols=True)
+    for prediction in bar:
+        done += 1
         lines = [f'{rank}  {100 * p:6.2f} %  {predictor.class_name(label)}' for rank, (label, p) in
                  enumerate(zip(prediction.labels, prediction.probabilities, strict=True), 1)]
-        sys.stdout.write('\n  '.join([str(prediction.path), *lines]) + '\n')
-        sys.stdout.flush()
-    if len(predictions) < len(paths):
-        logger.warning('%d of %d images could not be read', len(paths) - len(predictions), len(paths))
-    out = Path(args.out)
-    for prediction, path in zip(predictions, _picture_names([p.path for p in predictions], out), strict=True):
+        tqdm.write('\n  '.join([str(prediction.path), *lines]), file=sys.stdout)
         names = [predictor.class_name(label) for label in prediction.labels]
-        save_top_classes(np.asarray(prediction.image), names, prediction.probabilities, path)
-    if len(predictions) > 1:
-        samples = [{'image': np.asarray(p.image), 'label': None, 'predicted': p.labels[0],
-                    'probability': p.probabilities[0]} for p in predictions[:60]]
+        save_top_classes(np.asarray(prediction.image), names, prediction.probabilities,
+                         out / f'{name(prediction.path)}_prediction.png')
+        if len(samples) < MAX_SHOWN:
+            # only small copies stay in memory
+            prediction.image.thumbnail((224, 224))
+            samples.append({'image': np.asarray(prediction.image), 'label': None, 'predicted': prediction.labels[0],
+                            'probability': prediction.probabilities[0]})
+    if done < len(paths):
+        logger.warning('%d of %d images could not be read', len(paths) - done, len(paths))
+    if done > 1:
         save_predictions(samples, predictor.classes, out / 'predictions.png')
-    if predictions:
+    if done:
         sys.stdout.write(f'annotated pictures: {out}\n')
-    return len(predictions)
+    return done
 
 
 def predict(argv: Sequence[str] | None = None) -> int:

@@ -1,5 +1,6 @@
 """MMEngine's runner with exact resumption, atomic checkpoints, and process groups that need no GPU."""
 import atexit
+import inspect
 import logging
 import platform
 import time
@@ -13,17 +14,29 @@ import torch.nn as nn
 from mmengine.device import get_device
 from mmengine.dist import broadcast, is_distributed, is_main_process
 from mmengine.logging import MMLogger
-from mmengine.model import is_model_wrapper
-from mmengine.runner import EpochBasedTrainLoop
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner as _Runner
 from mmengine.runner.base_loop import BaseLoop
 from torch.utils.data import DataLoader
 
-from ..checkpoints import CheckpointError, check_fit, read_checkpoint
-from ..registry import FUNCTIONS, LOOPS, RUNNERS
+from ..checkpoints import CheckpointError, check_fit
+from ..registry import FUNCTIONS, RUNNERS
 from . import dist
-from .checkpoint import atomic_save, find_resumable, is_whole, load_weights, pack_hub, unpack_hub
+from .checkpoint import (
+    atomic_save,
+    find_resumable,
+    is_whole,
+    load_any_weights,
+    pack_hub,
+    read_training_checkpoint,
+    unpack_hub,
+)
+from .classes import check_classes
+from .data import ImageDataset, SeededSampler
 from .hooks import EMAHook
+from .loops import KeyedDataset, ResumableEpochLoop, exact_loop
+from .scopes import find_class
 
 __all__ = ['ResumableEpochLoop', 'VisionRunner']
 
@@ -40,28 +53,16 @@ def _fill_in(record: logging.LogRecord) -> bool:
     return True
 
 
-@LOOPS.register_module()
-class ResumableEpochLoop(EpochBasedTrainLoop):
-    """MMEngine's epoch loop, which after a resume in mid-epoch continues with the next unseen batch."""
-
-    def run_epoch(self) -> None:
-        """Run what is left of the epoch."""
-        self.runner.call_hook('before_train_epoch')
-        self.runner.model.train()
-        done = self._iter - self._epoch * len(self.dataloader)
-        if done:
-            self._skip(done)
-        for idx, data_batch in enumerate(self.dataloader, start=done):
-            self.run_iter(idx, data_batch)
-        self.runner.call_hook('after_train_epoch')
-        self._epoch += 1
-
-    def _skip(self, batches: int) -> None:
-        sampler = self.dataloader.batch_sampler.sampler
-        if not hasattr(sampler, 'skip'):
-            raise CheckpointError(f'the checkpoint is from the middle of an epoch, and the sampler '
-                                  f'{type(sampler).__name__} cannot skip what was seen; use the sampler SeededSampler')
-        sampler.skip(batches * self.dataloader.batch_sampler.batch_size)
+def _keyed(dataloader: dict) -> bool:
+    """Whether a loader's sampler hands out sample keys, and its dataset does not know them."""
+    sampler, dataset = dataloader.get('sampler'), dataloader.get('dataset')
+    if not isinstance(sampler, dict) or not isinstance(dataset, dict):
+        return False
+    if sampler.get('type') not in ('SeededSampler', 'visionssm.SeededSampler', SeededSampler):
+        return False
+    scope = DefaultScope.get_current_instance()
+    kind = find_class(dataset.get('type'), scope.scope_name if scope else 'visionssm', 'DATASETS')
+    return not (inspect.isclass(kind) and issubclass(kind, ImageDataset | KeyedDataset))
 
 
 @RUNNERS.register_module()
@@ -153,7 +154,10 @@ class VisionRunner(_Runner):
         given = dict(hooks or {})
         ours = {name: {'type': f'visionssm.{kind}'} for name, kind in OWN_HOOKS.items() if name not in given}
         given = {name: hook for name, hook in given.items() if hook is not None or name not in OWN_HOOKS}
-        given.setdefault('checkpoint', {'type': 'visionssm.CheckpointHook', 'interval': 1})
+        given['checkpoint'] = {'interval': 1, **(given.get('checkpoint') or {})}
+        if given['checkpoint'].get('type', 'CheckpointHook') == 'CheckpointHook':
+            # the bare name means MMEngine's own in configs of other scopes
+            given['checkpoint']['type'] = 'visionssm.CheckpointHook'
         super().register_default_hooks({**ours, **given})
 
     @staticmethod
@@ -174,10 +178,12 @@ class VisionRunner(_Runner):
             # MMEngine looks a function up in its own registry only, whatever the scope
             function = FUNCTIONS.get(collate['type'])
             dataloader = {**dataloader, 'collate_fn': {**collate, 'type': function or collate['type']}}
+        if isinstance(dataloader, dict) and _keyed(dataloader):
+            dataloader = {**dataloader, 'dataset': {'type': 'visionssm.KeyedDataset', 'dataset': dataloader['dataset']}}
         return _Runner.build_dataloader(dataloader, seed, diff_rank_seed)
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
-        """Build the loop; an epoch-based one can resume in the middle of an epoch.
+        """Build the loop; ours stand in for MMEngine's, so that a resume continues with the next unseen batch.
 
         Args:
             loop: As MMEngine's.
@@ -185,10 +191,7 @@ class VisionRunner(_Runner):
         Returns:
             The loop.
         """
-        if isinstance(loop, dict) and loop.get('by_epoch') and 'type' not in loop:
-            loop = {key: value for key, value in loop.items() if key != 'by_epoch'}
-            loop['type'] = 'visionssm.ResumableEpochLoop'
-        return super().build_train_loop(loop)
+        return super().build_train_loop(exact_loop(loop) if isinstance(loop, dict) else loop)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Wrap the model for distributed training.
@@ -217,29 +220,16 @@ class VisionRunner(_Runner):
 
     @property
     def bare_model(self) -> nn.Module:
-        """The model without its distributed wrapper."""
-        return self.model.module if is_model_wrapper(self.model) else self.model
+        """The model without what wraps it: many processes, or test-time augmentation."""
+        model = self.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        return model
 
     def _init_model_weights(self) -> None:
         # sharded models were made equal on all processes before they were cut
         if not dist.is_sharded(self.model):
             super()._init_model_weights()
-
-    def _check_classes(self) -> None:
-        """Refuse data with more classes than the model, and splits whose labels mean different classes."""
-        train, val = (tuple((getattr(loop.dataloader.dataset, 'metainfo', None) or {}).get('classes') or ())
-                      if loop is not None else () for loop in (self._train_loop, self._val_loop))
-        number = getattr(self.bare_model, 'num_classes', None)
-        if isinstance(number, int) and len(train) > number:
-            raise ValueError(f'the training data has {len(train)} classes ({", ".join(train[:5])}'
-                             f'{" ..." if len(train) > 5 else ""}) and the model {number}; set '
-                             f'model.model.num_classes={len(train)}')
-        if train and val and train[:len(val)] != val:
-            place = next(i for i, name in enumerate(val) if train[i:i + 1] != (name,))
-            raise ValueError(f'label {place} is {val[place]!r} in the validation data and '
-                             f'{train[place] if place < len(train) else "missing"!r} in the training data, which have '
-                             f'{len(val)} and {len(train)} classes; give both datasets the same folders, or one class '
-                             "order by class_map=['first class', 'second class', ...]")
 
     def _check_teacher(self) -> None:
         """Refuse to learn from averaged weights that nothing averages."""
@@ -253,8 +243,9 @@ class VisionRunner(_Runner):
         """Load or resume once, as the config says."""
         if self._has_loaded:
             return
+        loops = (self._train_loop, self._val_loop) if self._trains else (self._test_loop, None)
+        check_classes(self.bare_model, *(getattr(loop, 'dataloader', None) for loop in loops))
         if self._trains:
-            self._check_classes()
             self._check_teacher()
         if self._resume and self._load_from is None:
             newest = find_resumable(self.work_dir)
@@ -306,16 +297,16 @@ class VisionRunner(_Runner):
             if Path(filename).is_file() and not weights_only and not is_whole(filename):
                 raise CheckpointError(f'{filename} is damaged or cut off; --resume without a path takes the newest '
                                       f'whole checkpoint of the work directory')
-            checkpoint = {} if weights_only else read_checkpoint(filename)
-            if 'optimizer' not in checkpoint or 'message_hub' not in checkpoint:
-                raise CheckpointError(f'{filename} holds weights only and cannot be resumed; start from it with '
+            checkpoint = {} if weights_only else read_training_checkpoint(filename)
+            missing = 'optimizer' not in checkpoint or 'message_hub' not in checkpoint
+            if missing or 'epoch_steps' not in checkpoint['meta']:
+                kind = 'holds weights only' if missing else "was written by MMEngine's own runner"
+                raise CheckpointError(f'{filename} {kind} and cannot be resumed; start from it with '
                                       f'--cfg-options load_from={filename}')
             checkpoint['message_hub'] = unpack_hub(checkpoint['message_hub'])
-        elif hasattr(model, 'model'):
-            load_weights(model.model, filename, keep_head=self._trains and not strict)
-            checkpoint = {'state_dict': {key: value.clone() for key, value in model.state_dict().items()}}
         else:
-            return super().load_checkpoint(filename, map_location, strict, **kwargs)
+            load_any_weights(model, filename, self._trains and not strict)
+            checkpoint = {'state_dict': {key: value.clone() for key, value in model.state_dict().items()}}
         self._resumed_meta = checkpoint.get('meta', {})
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         check_fit(model, checkpoint['state_dict'], f'the checkpoint {filename!r}')

@@ -3,6 +3,7 @@ import io
 import json
 import logging
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ from mmengine.runner import Runner
 
 from ..registry import HOOKS
 from .checkpoint import atomic_write
+from .data import convert_mode
+from .image_io import open_image, orient
 from .metrics import Accuracy
+from .scopes import headlines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ['VisualReportHook', 'read_scalars', 'save_comparison', 'save_confusion_matrix', 'save_curves',
-           'save_predictions', 'save_top_classes', 'to_picture', 'write_json']
+__all__ = ['OverlayHook', 'VisualReportHook', 'draw_sample', 'read_scalars', 'save_comparison', 'save_confusion_matrix',
+           'save_curves', 'save_predictions', 'save_top_classes', 'to_picture', 'write_json']
 
 logger = logging.getLogger('visionssm')
 
@@ -75,7 +79,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, float]], list[dic
                 continue
             if 'loss' in record:
                 train[record.get('iter', record.get('step', 0))] = record
-            elif any(key.startswith('accuracy/') for key in record):
+            elif _scores(record):
                 validation[record.get('step', 0)] = record
     ordered = [{**train[key], 'iter': key} for key in sorted(train)]
     last_iter = {record['epoch']: record['iter'] for record in ordered if 'epoch' in record}
@@ -113,35 +117,58 @@ def save_curves(work_dir: str | Path, path: str | Path | None = None) -> Path | 
         logger.warning('no training log in %s: no curves drawn', work_dir)
         return None
     figure = _figure(12, 3.5, layout='constrained')
-    loss_axes, lr_axes, accuracy_axes = figure.subplots(1, 3)
+    loss_axes, lr_axes, score_axes = figure.subplots(1, 3)
     steps = [record['iter'] for record in train]
-    losses = np.array([record['loss'] for record in train], dtype=float)
     _style(loss_axes, 'Training loss')
-    window = max(1, len(losses) // 25)
-    loss_axes.plot(steps, losses, color=BLUE, alpha=0.3 if window > 1 else 1, linewidth=1.2)
-    if window > 1:
-        # the mean of the last records, shorter at the start, so that the curve spans all steps
-        sums = np.cumsum(np.insert(losses, 0, 0.0))
-        ends = np.arange(1, len(losses) + 1)
-        starts = np.maximum(ends - window, 0)
-        loss_axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color=BLUE, linewidth=1.8)
+    _draw_losses(loss_axes, train)
     _style(lr_axes, 'Learning rate')
     lr_axes.plot(steps, [record.get('lr', math.nan) for record in train], color=GREY, linewidth=1.8)
     lr_axes.yaxis.set_major_formatter('{x:g}')
-    _style(accuracy_axes, 'Validation accuracy, %')
-    _draw_accuracy(accuracy_axes, validation)
+    accuracy = all(key.rpartition('/')[2].startswith('top') for record in validation for key in _scores(record))
+    _style(score_axes, f'Validation {"accuracy" if accuracy else "score"}, %')
+    _draw_scores(score_axes, validation)
     return _save(figure, path or Path(work_dir, 'curves.png'))
 
 
-def _draw_accuracy(axes: Any, validation: list[dict[str, float]]) -> None:
-    names = sorted({key for record in validation for key in record if key.startswith('accuracy/top')},
-                   key=lambda name: int(name.rpartition('top')[2]))
+def _draw_losses(axes: Any, train: list[dict[str, float]]) -> None:
+    steps = [record['iter'] for record in train]
+    # a detector's or segmentor's loss has parts, whose names have the word in them
+    parts = [key for key in train[0] if 'loss' in key.rpartition('.')[2] and key != 'loss']
+    names = ['loss', *(parts if 1 < len(parts) < len(SERIES) else ())]
+    window = max(1, len(train) // 25)
+    for name, color in zip(names, SERIES, strict=False):
+        losses = np.array([record.get(name, math.nan) for record in train], dtype=float)
+        label = name if len(names) > 1 else None
+        axes.plot(steps, losses, color=color, alpha=0.3 if window > 1 else 1, linewidth=1.2,
+                  label=label if window == 1 else None)
+        if window > 1:
+            # the mean of the last records, shorter at the start, so that the curve spans all steps
+            sums = np.cumsum(np.insert(losses, 0, 0.0))
+            ends = np.arange(1, len(losses) + 1)
+            starts = np.maximum(ends - window, 0)
+            axes.plot(steps, (sums[ends] - sums[starts]) / (ends - starts), color=color, linewidth=1.8, label=label)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _scores(record: Mapping[str, float]) -> list[str]:
+    """The keys of a validation record to draw: all accuracies, or the numbers that sum up another task."""
+    tops = sorted((key for key in record if key.rpartition('/')[2].startswith('top')),
+                  key=lambda name: int(name.rpartition('top')[2]))
+    return tops or [key for key in record if headlines({key: 0.0})]
+
+
+def _draw_scores(axes: Any, validation: list[dict[str, float]]) -> None:
+    names = list(dict.fromkeys(key for record in validation for key in _scores(record)))
     if not names:
         axes.text(0.5, 0.5, 'no validation yet', ha='center', color=GREY, transform=axes.transAxes)
     for name, color in zip(names, (BLUE, ORANGE, GREEN), strict=False):
-        points = [(record['iter'], record[name]) for record in validation if name in record]
+        leaf = name.rpartition('/')[2]
+        points = [(record['iter'], next(iter(headlines({name: record[name]}).values()), record[name]))
+                  for record in validation if name in record]
+        label = leaf.replace('top', 'top-') if leaf.startswith('top') else next(iter(headlines({name: 0.0})))
         axes.plot(*zip(*points, strict=True), color=color, linewidth=1.8, marker='o', markersize=3,
-                  label=f'{name.removeprefix("accuracy/").replace("top", "top-")}: {points[-1][1]:.2f} at the end')
+                  label=f'{label}: {points[-1][1]:.2f} at the end')
     if names:
         axes.legend(frameon=False, fontsize=9, loc='lower right')
 
@@ -286,6 +313,62 @@ def to_picture(inputs: torch.Tensor) -> np.ndarray:
         inputs = (inputs.float() * 255).round().clamp(0, 255).to(torch.uint8)
     picture = inputs.permute(1, 2, 0).cpu().numpy()
     return picture[..., 0] if picture.shape[-1] != 3 else picture
+
+
+@HOOKS.register_module()
+class OverlayHook(Hook):
+    """Draws every tested image with what it shows and what the model found, side by side, by the run's visualizer.
+
+    Args:
+        folder: Where to write.
+        score_thr: Detections with lower scores are left out.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self, folder: str, score_thr: float = 0.3) -> None:
+        self.folder = Path(folder)
+        self.score_thr = score_thr
+        self.taken: dict[str, int] = {}
+
+    def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        """Draws a batch.
+
+        Args:
+            runner: The runner.
+            batch_idx: Number of the batch.
+            data_batch: The batch.
+            outputs: Data samples with ground truth and predictions.
+        """
+        for sample in outputs:
+            path = Path(sample.img_path)
+            count = self.taken[path.stem] = self.taken.get(path.stem, 0) + 1
+            out = self.folder / f'{path.stem}{"" if count == 1 else f"-{count}"}.jpg'
+            height, width = sample.ori_shape
+            image = orient(open_image(str(path)), str(path), (width, height), 'the prediction')
+            draw_sample(runner.visualizer, np.array(convert_mode(image, 'RGB')), sample, out, self.score_thr)
+
+
+def draw_sample(visualizer: Any, picture: np.ndarray, sample: Any, out: Path | None, score_thr: float) -> np.ndarray:
+    """Draws what a data sample of MMDetection or MMSegmentation holds.
+
+    Args:
+        visualizer: `DetLocalVisualizer` or `SegLocalVisualizer`.
+        picture: uint8 array (H, W, 3), RGB.
+        sample: Ground truth, a prediction, or both.
+        out: JPEG to write, or None.
+        score_thr: Detections with lower scores are left out.
+
+    Returns:
+        uint8 array (H, W, 3), or (H, 2 W, 3) with ground truth at the left.
+    """
+    options = {'pred_score_thr': score_thr} if 'pred_instances' in sample else {}
+    with warnings.catch_warnings():
+        # boxes that reach over the edge, and labels beside small pictures
+        warnings.simplefilter('ignore')
+        visualizer.add_datasample('picture', picture, data_sample=sample, out_file=str(out) if out else None,
+                                  draw_gt='gt_instances' in sample or 'gt_sem_seg' in sample, **options)
+    return visualizer.get_image()
 
 
 @HOOKS.register_module()
