@@ -150,9 +150,10 @@ class _Types:
         return self.found[key]
 
     def check_registered(self, where: str, kind: str) -> None:
-        name = REGISTRY_OF.get(where.rpartition('.')[2].partition('[')[0]) or REGISTRY_OF.get(where.partition('.')[0])
+        leaf = where.rpartition('.')[2].partition('[')[0]
+        name = REGISTRY_OF.get(leaf) or REGISTRY_OF.get(where.partition('.')[0])
         # a scope or a dotted path names another package, which is imported when the object is built
-        if name is None or '.' in kind or where.count('.') > 1:
+        if name is None or '.' in kind or (where.count('.') > 1 and leaf != 'pipeline'):
             return
         home = self.registries[name]
         known = [*home.module_dict, *home.parent.module_dict]
@@ -182,7 +183,8 @@ def _fixed_keys(key: str, value: Mapping) -> set[str] | None:
 def _compare(where: str, given: Iterable[str], known: set[str], closed: bool = True) -> None:
     for key in given:
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.81)
-        if key not in known and (closed or near):
+        # MMEngine writes the last one into what a config takes from another package
+        if key not in known and (closed or near) and key != '_scope_':
             # an argument that the caller fills in is nothing to write into a config
             listed = sorted(known - {'params', 'parameters'})
             hint = f'Did you mean {" or ".join(map(repr, nearest(key, listed)))}? ' if nearest(key, listed) else ''
@@ -217,7 +219,7 @@ def _check_nested(where: str, value: Any, types: _Types) -> None:
     found = types.find(where, kind) if isinstance(kind, str) else kind if inspect.isclass(kind) else None
     if found is not None:
         names, closed = accepted_arguments(found)
-        extra = {'type', '_scope_'} | ({'convert_to_iter_based'} if types.is_scheduler(found) else set())
+        extra = {'type'} | ({'convert_to_iter_based'} if types.is_scheduler(found) else set())
         # read by whoever builds the part: the runner, and the heads of DETR's family
         extra |= {'priority'} if where.startswith('custom_hooks') else set()
         extra |= {'by_epoch'} if where == 'train_cfg' else set()

@@ -1,10 +1,10 @@
-"""Classes of data and model must agree before anything runs; later a mismatch is an index error, or not seen at all."""
+"""What data and the parts of a model must agree on, checked before anything runs: classes and channels."""
 import re
 from typing import Any
 
 from torch import nn
 
-__all__ = ['check_classes', 'head_classes']
+__all__ = ['check_channels', 'check_classes', 'head_classes']
 
 # heads that score the classes of the data; others, as those that propose regions, have classes of their own
 HEAD = re.compile(r'(?:^|\.)(?:bbox_head|mask_head|decode_head|auxiliary_head)(?:\.\d+)?$')
@@ -65,3 +65,34 @@ def _some(names: tuple[str, ...]) -> str:
 def _option(name: str) -> str:
     """The config's key of a module: a list's number stays, the name of a wrapped model does not."""
     return name.removeprefix('module.')
+
+
+def check_channels(model: nn.Module) -> None:
+    """Refuse a neck or head that reads other channels than our backbone gives.
+
+    Args:
+        model: A detector or segmentor.
+    """
+    given = getattr(getattr(model, 'backbone', None), 'out_channels', None)
+    neck = getattr(model, 'neck', None)
+    if not isinstance(given, list | tuple):
+        return
+    if neck is not None and isinstance(getattr(neck, 'in_channels', None), list | tuple):
+        _compare_channels('neck', list(neck.in_channels), list(given))
+    for name in ('decode_head', 'auxiliary_head') if neck is None else ():
+        head = getattr(model, name, None)
+        index = getattr(head, 'in_index', None)
+        if index is None or getattr(head, 'input_transform', None) is None and not isinstance(index, int):
+            continue
+        indices = [index] if isinstance(index, int) else list(index)
+        if max(indices) < len(given):
+            wanted = head.in_channels if isinstance(head.in_channels, list | tuple) else [head.in_channels]
+            # concatenated inputs are one number, their sum
+            if len(wanted) == len(indices):
+                _compare_channels(name, list(wanted), [given[place] for place in indices])
+
+
+def _compare_channels(name: str, wanted: list[int], given: list[int]) -> None:
+    if wanted != given:
+        raise ValueError(f'model.{name}.in_channels is {wanted} and model.backbone gives {given}; set '
+                         f'model.{name}.in_channels={given if len(given) > 1 else given[0]}')

@@ -32,7 +32,7 @@ from .checkpoint import (
     read_training_checkpoint,
     unpack_hub,
 )
-from .classes import check_classes
+from .classes import check_channels, check_classes
 from .data import ImageDataset, SeededSampler
 from .hooks import EMAHook
 from .loops import KeyedDataset, ResumableEpochLoop, exact_loop
@@ -243,6 +243,7 @@ class VisionRunner(_Runner):
         """Load or resume once, as the config says."""
         if self._has_loaded:
             return
+        check_channels(self.bare_model)
         loops = (self._train_loop, self._val_loop) if self._trains else (self._test_loop, None)
         check_classes(self.bare_model, *(getattr(loop, 'dataloader', None) for loop in loops))
         if self._trains:
