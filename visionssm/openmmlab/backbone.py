@@ -10,7 +10,7 @@ import torch.nn as nn
 from mmengine.logging import print_log
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit
-from timm.layers import LayerNorm2d
+from timm.layers import BatchNormAct2d, LayerNorm2d, SyncBatchNormAct, convert_sync_batchnorm
 from timm.models import group_parameters, model_entrypoint
 from timm.models._hub import download_cached_file
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -85,6 +85,9 @@ class Backbone(BaseModule):
         self.norms = nn.ModuleList(LayerNorm2d(width) for width in self.out_channels) if own_norms else None
         if with_cp:
             self._recompute_blocks()
+        plain = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+        self._special_norms = {path: module for path, module in self.named_modules()
+                               if isinstance(module, _BatchNorm) and type(module) not in plain}
         self._frozen = self._freeze(frozen_stages)
         self.train(self.training)
 
@@ -143,6 +146,30 @@ class Backbone(BaseModule):
             if ids and ids <= frozen:
                 whole.append(name)
         return whole
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a module. MMEngine's ``sync_bn`` adds the model anew, with PyTorch's kind in place of every BatchNorm:
+        those that do more than normalise, such as timm's with an activation inside, are then mended.
+
+        Args:
+            name: Its name.
+            module: The module.
+        """
+        super().add_module(name, module)
+        for path, own in self.__dict__.get('_special_norms', {}).items():
+            new = self.get_submodule(path)
+            if new is own or isinstance(new, SyncBatchNormAct):
+                continue
+            for key in ('weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'):
+                setattr(own, key, getattr(new, key))
+            own.train(new.training)
+            synchronised = isinstance(new, nn.SyncBatchNorm)
+            if synchronised and isinstance(own, BatchNormAct2d):
+                own = convert_sync_batchnorm(own)
+            elif synchronised:
+                print_log(f'{self.name}: {path} cannot be synchronised and stays as it is', logger='current')
+            parent, _, leaf = path.rpartition('.')
+            setattr(self.get_submodule(parent), leaf, own)
 
     def train(self, mode: bool = True) -> 'Backbone':
         """Switch the mode; frozen stages, and BatchNorm with ``norm_eval``, stay in evaluation mode.
@@ -239,7 +266,8 @@ class Backbone(BaseModule):
         if not names.keys() & state.keys() and any(key.startswith('model.') for key in state):
             state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
         rename = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
-        if rename is not None and state.keys() != names.keys():
+        if rename is not None and any(key not in names or value.shape != names[key].shape
+                                      for key, value in state.items()):
             state = rename(state, net)
         heads = tuple(self._classifier_names())
         used = {key for key in names if not key.startswith(('norm.', 'head.', *heads))}
