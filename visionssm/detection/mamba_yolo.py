@@ -387,9 +387,10 @@ def _scale(config: Mapping[str, Any]) -> tuple[float, float, float]:
 
 def _build_official(official_class: str, config: Mapping[str, Any]) -> MambaYOLO:
     """Build our model from an official configuration, or from the sizes that `_infer_official` finds."""
-    sizes = {ours: config[theirs] for theirs, ours in (('nc', 'num_classes'), ('ch', 'in_chans')) if theirs in config}
+    names = {'nc': 'num_classes', 'ch': 'in_chans'}
     if 'dims' in config:
-        return MambaYOLO(depths=config['depths'], dims=config['dims'], neck_depth=config['neck_depth'], **sizes)
+        return MambaYOLO(**{names.get(name, name): value for name, value in config.items()})
+    sizes = {own: config[name] for name, own in names.items() if name in config}
     depth, width, most = _scale(config)
     short, long = (max(round(repeats * depth), 1) for repeats in (3, 9))
     dims = [8 * math.ceil(min(base, most) * width / 8) for base in (128, 256, 512, 1024)]
@@ -408,7 +409,9 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
         'ch': sd['model.0.conv.0.weight'].shape[1],
         'dims': [len(sd[f'model.{layer}.0.norm.norm.weight']) for layer in _STAGES],
         'depths': [sum(f'model.{layer}.{i}.norm.norm.weight' in sd for i in range(100)) for layer in _STAGES],
-        'neck_depth': sum(f'model.11.ss2d.{i}.Ds' in sd for i in range(100))}
+        'neck_depth': sum(f'model.11.ss2d.{i}.Ds' in sd for i in range(100)),
+        'd_state': sd['model.1.0.op.A_logs'].shape[1],
+        'expand': sd['model.1.0.op.out_proj.weight'].shape[1] / len(sd['model.1.0.op.out_proj.weight'])}
 
 
 OFFICIAL = Official(
