@@ -4,6 +4,7 @@ import inspect
 import logging
 import platform
 import time
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -320,6 +321,11 @@ class VisionRunner(_Runner):
         self.logger.info(f'Loaded {filename}')
         return checkpoint
 
+    @cached_property
+    def _cfg_text(self) -> str:
+        # formatting a detector's config takes half a second, more than saving a small model
+        return self.cfg.pretty_text
+
     def save_checkpoint(
             self,
             out_dir: str,
@@ -344,7 +350,7 @@ class VisionRunner(_Runner):
             backend_args: Arguments of the file backend.
         """
         done = {'epoch': self.epoch + by_epoch, 'iter': self.iter + (not by_epoch)}
-        meta = {**done, **(meta or {}), 'cfg': self.cfg.pretty_text, 'seed': self.seed,
+        meta = {**done, **(meta or {}), 'cfg': self._cfg_text, 'seed': self.seed,
                 'experiment_name': self.experiment_name, 'time': time.strftime('%Y%m%d_%H%M%S'),
                 'mmengine_version': mmengine.__version__, 'epoch_steps': len(self.train_dataloader)}
         if hasattr(self.train_dataloader.dataset, 'metainfo'):

@@ -1,12 +1,12 @@
 # COCO 2017 as Mamba-YOLO sees it: mosaics of four images at 640 x 640, and rectangular batches for the validation.
 # Not ported: Blur, MedianBlur, ToGray and CLAHE with a probability of 0.01 each (optional in the official code too).
-dataset_type = 'CocoDataset'
+dataset_type = 'visionssm.CocoDataset'
 data_root = 'data/coco/'
 img_size = 640
 batch_size = 64
 
 load_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='visionssm.LoadImage'),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(type='visionssm.ResizeLongSide', size=img_size),
 ]
@@ -19,7 +19,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='visionssm.LoadImage'),
     dict(type='visionssm.ResizeLongSide', size=img_size),
     # without a batch's rectangle, as in tools/predict.py, padded to the next multiple of 32
     dict(type='visionssm.Letterbox', size=img_size, scale_up=False, minimal=True),
@@ -30,7 +30,7 @@ test_pipeline = [
 # the image and its mirror, mirrored before the padding, which need not be symmetric
 tta_model = dict(type='DetTTAModel', tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.7), max_per_img=300))
 tta_pipeline = [
-    dict(type='LoadImageFromFile'),
+    dict(type='visionssm.LoadImage'),
     dict(type='TestTimeAug', transforms=[
         [dict(type='visionssm.ResizeLongSide', size=img_size)],
         [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
@@ -78,7 +78,7 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 
 val_evaluator = dict(
-    type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric='bbox',
+    type='visionssm.CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric='bbox',
     # as COCO's own program counts: AP50 and the others over 100 boxes too
     proposal_nums=(1, 10, 100))
 test_evaluator = val_evaluator
