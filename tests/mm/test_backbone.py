@@ -118,6 +118,7 @@ def test_a_copy_is_independent():
     (dict(PATCHES, pyramid=dict(type='simple', out_chanels=3)), "'out_chanels'; allowed are 'type', 'out_channels'"),
     (dict(name='vim_pico', out_norms=True), 'the taps of Vim have no norms'),
     (dict(name='vim_pico', frozen_stages=1), 'vim_pico has no stages: only -1 and 0'),
+    (dict(name='vmamba_pico', frozen_stages=5), 'frozen_stages is 5; vmamba_pico has 4 stages'),
     (dict(name='vmamba_pico', init_cfg=dict(type='Kaiming')), 'init_cfg is .*Kaiming.*timm initialises'),
 ], ids=lambda value: value if isinstance(value, str) else '')
 def test_arguments_that_make_no_sense_are_refused(kwargs, message):

@@ -6,12 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn as nn
+from mmengine.logging import MessageHub
 from mmengine.model import BaseModule
 from safetensors import safe_open
 
 import visionssm
 from visionssm.checkpoints import CheckpointError, load_state_dict, save_safetensors
 from visionssm.openmmlab.backbone import Backbone
+from visionssm.openmmlab.checkpoint import export_best
+from visionssm.openmmlab.classifier import ImageClassifier
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLACES = [Path(os.environ.get('VISIONSSM_GOLDEN', ROOT.parent / 'shared' / 'golden')), ROOT / 'tests' / 'golden']
@@ -145,6 +148,25 @@ def test_the_class_token_of_a_vim_goes_and_its_positions_fit(kwargs, tmp_path):
     assert trunk.pos_embed.shape == (1, side * side, 96) and trunk.cls_token is None
     if side == 2:  # two patches, the token, two patches
         torch.testing.assert_close(trunk.pos_embed[0], net.pos_embed[0, [0, 1, 3, 4]])
+
+
+def test_a_folder_of_trained_weights_is_a_name(tmp_path):
+    classifier = ImageClassifier(dict(name='vmamba_pico', num_classes=5, mlp_ratio=1.))
+    export_best(classifier, classifier.state_dict(), tmp_path)
+    backbone = Backbone(f'local-dir:{tmp_path}', pretrained=True, mlp_ratio=1.)
+    assert backbone.trunk_name == 'backbone' and backbone.model.official_class == 'Backbone_VSSM'
+    assert torch.equal(backbone.trunk.stages[0].blocks[0].mlp.fc1.weight,
+                       classifier.model.stages[0].blocks[0].mlp.fc1.weight)
+
+
+def test_a_training_checkpoint_of_mmengine_is_read_without_its_code(tmp_path):
+    hub = MessageHub('checkpoint')
+    hub.update_scalar('loss', 1.0)
+    first = Detector(**small())
+    path = tmp_path / 'epoch_1.pth'
+    torch.save(dict(state_dict=first.state_dict(), message_hub=hub.state_dict(), meta={}), path)
+    second = initialised(**small(init_cfg=dict(type='Pretrained', checkpoint=str(path), prefix='backbone')))
+    assert torch.equal(second.backbone.trunk.stem.conv1.weight, first.backbone.trunk.stem.conv1.weight)
 
 
 def test_a_model_of_timm_starts_from_a_file(tmp_path):

@@ -12,7 +12,7 @@ from mmengine.model import BaseModule
 from mmengine.model.weight_init import PretrainedInit
 from timm.layers import BatchNormAct2d, LayerNorm2d, SyncBatchNormAct, convert_sync_batchnorm
 from timm.models import group_parameters, model_entrypoint
-from timm.models._hub import download_cached_file
+from timm.models._hub import download_cached_file, load_model_config_from_hf, load_model_config_from_path
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import visionssm  # noqa: F401  (puts our models into timm's registry)
@@ -22,7 +22,7 @@ from ..checkpoints.load import compare_shapes
 from ..models._builder import load_official_keys
 from ..registry import MODELS
 from ..utils.suggest import list_names
-from .checkpoint import SCHEME, load_from_visionssm
+from .checkpoint import SCHEME, load_from_visionssm, mmengine_values
 from .classifier import create_timm_model
 
 
@@ -35,7 +35,8 @@ class Backbone(BaseModule):
     weights of whole detectors and segmenters (``backbone.*`` in the authors' names) load by ``load_state_dict``.
 
     Args:
-        name: A name of timm's registry, with or without the tag of its weights.
+        name: A name of timm's registry, with or without the tag of its weights; or ``local-dir:FOLDER`` (such as the
+            ``best`` of a training here) or ``hf-hub:NAME``.
         out_indices: Maps to return; None for those that the model has.
         pretrained: Load the weights that belong to the name.
         drop_path_rate: Stochastic depth of the last block; the model's own when None.
@@ -134,6 +135,8 @@ class Backbone(BaseModule):
         if stages > 0 and len({entry['reduction'] for entry in trunk.feature_info}) == 1:
             raise ValueError(f'frozen_stages is {stages}; {self.name} has no stages: only -1 and 0, the embedding.')
         layers = group_parameters(trunk, trunk.group_matcher(coarse=True), reverse=True)
+        if stages > max(layers.values()):
+            raise ValueError(f'frozen_stages is {stages}; {self.name} has {max(layers.values())} stages.')
         norms = list(getattr(self.model, 'out_norms', self.norms) or ())
         frozen = {id(p) for norm in norms[:stages] for p in norm.parameters()}
         frozen |= {id(p) for name, p in trunk.named_parameters() if layers[name] <= stages}
@@ -323,7 +326,10 @@ def _check_init_cfg(init_cfg: dict | list | None) -> dict | None:
 
 def _has_dense(name: str) -> bool:
     """Return whether the models of a name say themselves what they look like in dense prediction."""
-    if ':' in name or not timm.is_model(name.split('.')[0]):
+    source, _, place = name.partition(':')
+    if place:
+        name = (load_model_config_from_hf if source == 'hf-hub' else load_model_config_from_path)(place)[1]
+    if not timm.is_model(name.split('.')[0]):
         return False  # the error for unknown names comes from create_timm_model
     module = sys.modules[model_entrypoint(name.split('.')[0]).__module__]
     return any(hasattr(value, 'dense') for value in vars(module).values() if inspect.isclass(value))
@@ -332,4 +338,7 @@ def _has_dense(name: str) -> bool:
 def _read(source: str) -> dict[str, torch.Tensor]:
     if source.startswith(SCHEME):
         return dict(load_from_visionssm(source)['state_dict'])
-    return load_state_dict(download_cached_file(source) if source.startswith(('http://', 'https://')) else source)
+    if source.startswith(('http://', 'https://')):
+        source = download_cached_file(source)
+    with mmengine_values():
+        return load_state_dict(source)
