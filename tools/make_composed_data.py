@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 try:
-    from visionssm.data.composed import FORMATS, ComposeOptions, Photographs, make_composed_data
+    from visionssm.data.composed import FORMATS, ComposeOptions, Photographs, draw_sheet, make_composed_data
 except ImportError as error:
     sys.exit(f'{error}\nInstall the checkout first: pip install -e .[det,seg]')
 
@@ -65,13 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--garments', type=int, default=6, help='most garments in an image (default: 6)')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same files (default: 0)')
     parser.add_argument('--backgrounds', help='folder of photographs; every fifth serves validation')
+    parser.add_argument('--sheet', help='PNG to draw the first images of the COCO layout into, with their annotations')
     parser.add_argument('--force', action='store_true', help='replace data sets that this tool made before')
     args = parser.parse_args(arguments)
+    if args.sheet and 'coco' not in args.formats:
+        parser.error('--sheet draws the COCO layout: add coco to --formats')
     try:
         photographs = Photographs.split_folder(args.backgrounds) if args.backgrounds else skimage_photographs()
         options = ComposeOptions(size=args.size, max_garments=args.garments, seed=args.seed)
         folders = make_composed_data(args.output, photographs, {'train': args.train, 'val': args.val}, options,
                                      args.formats, args.force, bar)
+        if args.sheet:
+            draw_sheet(folders['coco']).save(args.sheet)
     except (OSError, ValueError) as error:
         sys.exit(f'{error}')
     for folder in folders.values():

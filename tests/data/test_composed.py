@@ -194,7 +194,10 @@ def test_impossible_options_are_named(options, match):
 
 def test_the_tool_uses_a_folder_of_photographs_and_names_broken_ones(tool, photo_folder, tmp_path, capsys):
     arguments = ['--output', str(tmp_path / 'out'), '--train', '2', '--val', '1', '--size', '64', '--formats', 'coco']
-    assert tool.main([*arguments, '--backgrounds', str(photo_folder)]) == 0
+    sheet = tmp_path / 'sheet.png'
+    assert tool.main([*arguments, '--backgrounds', str(photo_folder), '--sheet', str(sheet)]) == 0
+    with Image.open(sheet) as image:
+        assert image.size == (8 * 128, 128)
     assert 'composed-coco: 2 images for training, 1 for validation' in capsys.readouterr().out
     broken = tmp_path / 'broken'
     broken.mkdir()

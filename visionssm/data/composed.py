@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageOps
 
 from .fashion import FASHION_CLASSES, embedded_fashion_mnist
 
 __all__ = ['ADE_CLASSES', 'ComposeOptions', 'Composition', 'Photographs', 'compose', 'encode_rle', 'garment_mask',
-           'make_composed_data']
+           'draw_sheet', 'make_composed_data']
 
 # the class map of a composed image: 0 is the photograph, k + 1 the garment class k
 ADE_CLASSES = ('background', *FASHION_CLASSES)
@@ -40,6 +40,9 @@ PLACING_ATTEMPTS = 20
 # the name of a split here, in Fashion-MNIST, and in the folders of ADE20K
 SPLITS = {'train': ('train', 'training'), 'val': ('test', 'validation')}
 FORMATS = ('coco', 'ade')
+# the colours of the classes in pictures, which the configs use too
+COLOURS = ((31, 119, 180), (255, 127, 14), (44, 160, 44), (214, 39, 40), (148, 103, 189), (140, 86, 75),
+           (227, 119, 194), (240, 228, 66), (188, 189, 34), (23, 190, 207))
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ORIGIN = 'composed from Fashion-MNIST garments and photographs; not photographs of garments'
 
@@ -279,6 +282,12 @@ def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
     return {'counts': counts.tolist(), 'size': list(mask.shape)}
 
 
+def _decode_rle(segmentation: dict[str, list[int]]) -> np.ndarray:
+    """The mask of run lengths as (H, W) uint8, 255 inside."""
+    values = np.where(np.arange(len(segmentation['counts'])) % 2, 255, 0).astype(np.uint8)
+    return np.ascontiguousarray(np.repeat(values, segmentation['counts']).reshape(segmentation['size'], order='F'))
+
+
 def _annotations(composition: Composition, image_id: int, first_id: int) -> list[dict[str, Any]]:
     """COCO annotations of one image; boxes are tight around the visible pixels."""
     found = []
@@ -313,6 +322,45 @@ def _readme(counts: dict[str, int], options: ComposeOptions, photographs: dict[s
     for split, title in (('train', 'training'), ('val', 'validation')):
         lines += [f'  {title}: {credit}' for credit in photographs[split].credits]
     return '\n'.join(lines) + '\n'
+
+
+def draw_sheet(folder: str | Path, split: str = 'train', count: int = 12, columns: int = 4) -> Image.Image:
+    """Draws the first images of a composed data set in COCO's layout, each with its boxes, masks and classes beside it.
+
+    Args:
+        folder: The folder `composed-coco`.
+        split: 'train' or 'val'.
+        count: How many images.
+        columns: How many of them in a row.
+
+    Returns:
+        The sheet, twice enlarged.
+    """
+    content = json.loads(Path(folder, 'annotations', f'instances_{split}.json').read_text())
+    tiles = []
+    for entry in content['images'][:count]:
+        with Image.open(Path(folder, split, entry['file_name'])) as file:
+            image = file.convert('RGB').resize((2 * entry['width'], 2 * entry['height']), Image.Resampling.NEAREST)
+        drawn = image
+        found = [annotation for annotation in content['annotations'] if annotation['image_id'] == entry['id']]
+        for annotation in found:
+            colour = COLOURS[annotation['category_id'] - 1]
+            mask = Image.fromarray(_decode_rle(annotation['segmentation'])).resize(image.size)
+            drawn = Image.composite(Image.blend(image, Image.new('RGB', image.size, colour), 0.5), drawn, mask)
+        draw = ImageDraw.Draw(drawn)
+        for annotation in found:
+            colour = COLOURS[annotation['category_id'] - 1]
+            x, y, w, h = (2 * value for value in annotation['bbox'])
+            draw.rectangle((x, y, x + w - 1, y + h - 1), outline=colour)
+            draw.text((x + 2, y), FASHION_CLASSES[annotation['category_id'] - 1], 'white', stroke_width=1,
+                      stroke_fill='black')
+        tiles += [image, drawn]
+    width, height = tiles[0].size
+    rows = -(-len(tiles) // (2 * columns))
+    sheet = Image.new('RGB', (2 * columns * width, rows * height), 'white')
+    for number, tile in enumerate(tiles):
+        sheet.paste(tile, (number % (2 * columns) * width, number // (2 * columns) * height))
+    return sheet
 
 
 def _make_room(target: Path, force: bool) -> None:
