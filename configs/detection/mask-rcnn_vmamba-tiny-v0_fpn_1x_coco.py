@@ -1,0 +1,10 @@
+# Mask R-CNN with the first VMamba-T over 12 epochs of COCO: 46.5 box AP and 42.1 mask AP, as the authors state.
+_base_ = ['../_base_/models/mask_rcnn_fpn.py', '../_base_/datasets/coco_instance.py',
+          '../_base_/schedules/mask_rcnn_1x.py', '../_base_/detection_runtime.py']
+
+model = dict(
+    backbone=dict(
+        name='vmamba_tiny_v0',
+        drop_path_rate=0.2,
+        init_cfg=dict(type='Pretrained', checkpoint='visionssm://vmamba_tiny_v0.in1k')),
+    neck=dict(in_channels=[96, 192, 384, 768]))

@@ -1,0 +1,11 @@
+# UperNet with VMamba-B (s2l15) on ADE20K: 51.0 mIoU, 51.6 over scales (--tta), as the authors state.
+_base_ = ['../_base_/models/upernet.py', '../_base_/datasets/ade20k_512.py',
+          '../_base_/schedules/upernet_160k.py', '../_base_/segmentation_runtime.py']
+
+model = dict(
+    backbone=dict(
+        name='vmamba_base_s2l15',
+        drop_path_rate=0.6,
+        init_cfg=dict(type='Pretrained', checkpoint='visionssm://vmamba_base_s2l15.in1k')),
+    decode_head=dict(in_channels=[128, 256, 512, 1024]),
+    auxiliary_head=dict(in_channels=512))
