@@ -492,4 +492,4 @@ def mamba_yolo_large(pretrained: bool = False, **kwargs: Any) -> MambaYOLO:
 def mamba_yolo_pico(pretrained: bool = False, **kwargs: Any) -> MambaYOLO:
     """A weightless detector for tests and small data: quick on a CPU."""
     return _create_mamba_yolo(
-        'mamba_yolo_pico', pretrained, kwargs, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32), d_state=4)
+        'mamba_yolo_pico', pretrained, kwargs, depths=(1, 1, 1, 1), dims=(8, 16, 16, 24), d_state=4)
