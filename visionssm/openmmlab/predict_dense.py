@@ -13,7 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import init_default_scope
+from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
 from tqdm import tqdm
@@ -46,16 +46,16 @@ class DensePredictor:
     def __init__(self, cfg: Config, checkpoint: str, dataset_meta: Mapping[str, Any], device: str) -> None:
         self.scope = cfg.default_scope
         home = registries(self.scope)
-        init_default_scope(self.scope)
         import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
         without_pretraining(cfg.model)
         if cfg.get('data_preprocessor'):
             cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
-        self.model = revert_sync_batchnorm(home['MODELS'].build(cfg.model))
+        data = _innermost(cfg)
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self.model = revert_sync_batchnorm(home['MODELS'].build(cfg.model))
+            self.pipeline, self.as_float = _pipeline(data)
         load_any_weights(self.model, checkpoint)
         self.model.to(device).eval()
-        data = _innermost(cfg)
-        self.pipeline, self.as_float = _pipeline(data)
         self.meta = _meta(data, dataset_meta, home['DATASETS'])
         # one visualizer a predictor: named instances would be shared with others of this process
         self.visualizer = home['VISUALIZERS'].get(VISUALIZERS[self.scope])()
@@ -81,7 +81,8 @@ class DensePredictor:
         pixels = picture.astype(np.float32) if self.as_float else picture.copy()
         data = self.pipeline({'img': pixels, 'img_shape': shape, 'ori_shape': shape, 'img_id': 0, 'img_path': name})
         batch = {'inputs': [data['inputs']], 'data_samples': [data['data_samples']]}
-        return self.model.test_step(batch)[0].cpu()
+        with DefaultScope.overwrite_default_scope(self.scope):
+            return self.model.test_step(batch)[0].cpu()
 
     def draw(self, picture: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """Draws a prediction.
@@ -94,7 +95,7 @@ class DensePredictor:
         Returns:
             uint8 array (H, W, 3), RGB.
         """
-        return draw_sample(self.visualizer, np.ascontiguousarray(picture[..., ::-1]), sample, None, score_thr)
+        return draw_sample(self.visualizer, np.ascontiguousarray(picture[..., ::-1]), sample, None, score_thr, False)
 
 
 def _innermost(cfg: Config) -> Config:

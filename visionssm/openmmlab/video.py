@@ -78,6 +78,7 @@ class VideoSink:
     """
 
     def __init__(self, path: Path, rate: float, size: tuple[int, int]) -> None:
+        self.size, self.frames = size, 0
         for suffix, codec in (('.mp4', 'mp4v'), ('.avi', 'MJPG')):
             self.path = path.with_suffix(suffix)
             self.part = path.with_name(f'.{path.stem}.tmp{suffix}')
@@ -94,6 +95,11 @@ class VideoSink:
         Args:
             frame: uint8 array (H, W, 3), BGR.
         """
+        # OpenCV drops frames of another size, and says so only on the standard error
+        if frame.shape != (self.size[1], self.size[0], 3):
+            raise ValueError(f'a frame is {frame.shape[1]} x {frame.shape[0]} pixels and the video {self.path} '
+                             f'{self.size[0]} x {self.size[1]}')
+        self.frames += 1
         self.writer.write(np.ascontiguousarray(frame))
 
     def __enter__(self) -> 'VideoSink':
@@ -102,7 +108,19 @@ class VideoSink:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.writer.release()
-        if kind is None:
-            self.part.replace(self.path)
-        else:
+        try:
+            if kind is None:
+                self._check()
+                self.part.replace(self.path)
+        finally:
             self.part.unlink(missing_ok=True)
+
+    def _check(self) -> None:
+        """OpenCV reports neither a full disk nor a codec that fails, so the file is read again."""
+        try:
+            found = VideoFrames(self.part).length
+        except ValueError:
+            found = 0
+        if self.frames and found is not None and found < self.frames:
+            raise OSError(f'{self.path} could not be written: {found} of {self.frames} frames arrived; has the disk '
+                          'space?')

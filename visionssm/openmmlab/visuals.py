@@ -140,7 +140,7 @@ def _draw_losses(axes: Any, train: list[dict[str, float]]) -> None:
         losses = np.array([record.get(name, math.nan) for record in train], dtype=float)
         label = name if len(names) > 1 else None
         axes.plot(steps, losses, color=color, alpha=0.3 if window > 1 else 1, linewidth=1.2,
-                  label=label if window == 1 else None)
+                  marker='o' if len(steps) < 3 else None, markersize=4, label=label if window == 1 else None)
         if window > 1:
             # the mean of the last records, shorter at the start, so that the curve spans all steps
             sums = np.cumsum(np.insert(losses, 0, 0.0))
@@ -349,7 +349,14 @@ class OverlayHook(Hook):
             draw_sample(runner.visualizer, np.array(convert_mode(image, 'RGB')), sample, out, self.score_thr)
 
 
-def draw_sample(visualizer: Any, picture: np.ndarray, sample: Any, out: Path | None, score_thr: float) -> np.ndarray:
+def draw_sample(
+        visualizer: Any,
+        picture: np.ndarray,
+        sample: Any,
+        out: Path | None,
+        score_thr: float,
+        truth: bool = True,
+) -> np.ndarray:
     """Draws what a data sample of MMDetection or MMSegmentation holds.
 
     Args:
@@ -358,16 +365,20 @@ def draw_sample(visualizer: Any, picture: np.ndarray, sample: Any, out: Path | N
         sample: Ground truth, a prediction, or both.
         out: JPEG to write, or None.
         score_thr: Detections with lower scores are left out.
+        truth: Whether to draw the ground truth, if there is one, at the left of the prediction.
 
     Returns:
-        uint8 array (H, W, 3), or (H, 2 W, 3) with ground truth at the left.
+        uint8 array (H, W, 3), or (H, 2 W, 3) with ground truth.
     """
     options = {'pred_score_thr': score_thr} if 'pred_instances' in sample else {}
+    if 'pred_sem_seg' in sample:
+        # as an index of an array, a tensor of one pixel would be taken for a number
+        sample = sample.numpy()
     with warnings.catch_warnings():
         # boxes that reach over the edge, and labels beside small pictures
         warnings.simplefilter('ignore')
         visualizer.add_datasample('picture', picture, data_sample=sample, out_file=str(out) if out else None,
-                                  draw_gt='gt_instances' in sample or 'gt_sem_seg' in sample, **options)
+                                  draw_gt=truth and ('gt_instances' in sample or 'gt_sem_seg' in sample), **options)
     return visualizer.get_image()
 
 
