@@ -15,7 +15,7 @@ val_cfg = dict()
 test_cfg = dict()
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=True),
-    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2, save_best='loss', rule='less'))
+    checkpoint=dict(by_epoch=True, interval=1, max_keep_ckpts=2, save_best='BceDice', rule='less'))
 log_processor = dict(window_size=20, by_epoch=True)
 visualizer = dict(alpha=0.5)
 auto_scale_lr = dict(base_batch_size=32)

@@ -53,8 +53,8 @@ def test_a_training_lowers_the_loss_and_its_scores_equal_torchmetrics(lesions, t
     losses = runner.message_hub.get_scalar('train/loss').data[0]
     values = {key.rpartition('/')[2]: value.current() for key, value in runner.message_hub.log_scalars.items()
               if key.startswith('val/')}
-    assert losses[-1] < losses[0] and values['loss'] < before['loss']
-    assert list((tmp_path / 'run').glob('best_loss_epoch_2.pth')) and (tmp_path / 'run' / 'epoch_2.pth').is_file()
+    assert losses[-1] < losses[0] and values['BceDice'] < before['BceDice']
+    assert list((tmp_path / 'run').glob('best_BceDice_epoch_2.pth')) and (tmp_path / 'run' / 'epoch_2.pth').is_file()
 
     model = runner.model.eval()
     probs, masks = [], []
@@ -76,7 +76,7 @@ def test_predictions_have_the_size_of_the_image_and_draw(lesions, tmp_path):
     cfg.default_hooks.visualization = {'type': 'SegVisualizationHook', 'draw': True, 'interval': 1}
     runner = VisionRunner.from_cfg(cfg)
     values = runner.test()
-    assert 0 <= values['mIoU'] <= 100 and 'loss' not in values
+    assert 0 <= values['mIoU'] <= 100 and 'BceDice' not in values
     assert len(list((tmp_path / 'run').rglob('vis_data/vis_image/test_ISIC_*.png'))) == 4
     batch = next(iter(runner.test_dataloader))
     sample = runner.model.test_step(batch)[0]
@@ -103,7 +103,7 @@ def test_views_are_averaged_by_their_probabilities(lesions, tmp_path):
     merged = runner.model.eval().test_step(batch)[0]
     expected = sum(probs) / 3 > 0.5
     assert (merged.pred_sem_seg.data != expected[0]).float().mean() < 0.01
-    assert 'loss' not in runner.test()
+    assert 'BceDice' not in runner.test()
 
 
 @pytest.mark.parametrize('layout', ['official', 'ours'])

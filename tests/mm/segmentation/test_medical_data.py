@@ -185,6 +185,15 @@ def test_other_values_of_masks_are_refused_or_soft(tmp_path):
     assert load(dict(results), soft=True)['gt_seg_map'].tolist() == [[0, pytest.approx(0.2), 1]]
 
 
+def test_classes_of_a_label_map_make_a_foreground(tmp_path):
+    mask = Image.fromarray(np.array([[0, 3, 7]], np.uint8)).convert('P')
+    mask.putdata([0, 3, 7])
+    results = LoadMedicalImage()(pair(tmp_path, grey(3, 1), mask))
+    assert LoadBinaryMask(labels=[3, 4])(results)['gt_seg_map'].tolist() == [[0, 1, 0]]
+    with pytest.raises(ValueError, match='soft=True is for masks with soft edges'):
+        LoadBinaryMask(soft=True, labels=[1])
+
+
 def test_images_of_one_pixel_go_through(tmp_path):
     results = load(pair(tmp_path, grey(1, 1), Image.new('L', (1, 1), 255)))
     packed = PackMedicalInputs()(MedicalResize(32)(StretchIntensity()(results)))

@@ -122,6 +122,10 @@ class ISICDataset(BaseSegDataset):
         self.check_files = check_files
         super().__init__(**kwargs)
 
+    @classmethod
+    def get_label_map(cls, new_classes: Sequence[str] | None = None) -> None:
+        """Return no renumbering: other names mean another foreground."""
+
     def load_data_list(self) -> list[dict]:
         """Pair the files.
 
@@ -142,11 +146,11 @@ class ISICDataset(BaseSegDataset):
                 for image, mask in pairs]
 
 
-def _read(path: str, mode: str) -> Image.Image:
-    """Decode a file, or say which one cannot be."""
+def _read(path: str, mode: str | None) -> Image.Image:
+    """Decode a file, in its own mode if none is given, or say which one cannot be."""
     try:
         with Image.open(path) as image:
-            return convert_mode(image, mode)
+            return image.copy() if mode is None else convert_mode(image, mode)
     except READ_ERRORS as error:
         raise OSError(f'{path}: not a readable image ({type(error).__name__}: {error})') from error
 
@@ -213,10 +217,14 @@ class LoadBinaryMask(BaseTransform):
 
     Args:
         soft: Take the values between for soft edges, out of 255, instead of refusing them.
+        labels: Numbers of the classes that make the foreground, where the file is a map of several classes.
     """
 
-    def __init__(self, soft: bool = False) -> None:
+    def __init__(self, soft: bool = False, labels: Sequence[int] | None = None) -> None:
+        if soft and labels is not None:
+            raise ValueError('soft=True is for masks with soft edges, and labels for maps of classes; give one of them')
         self.soft = soft
+        self.labels = None if labels is None else list(labels)
 
     def transform(self, results: dict) -> dict:
         """Read the mask.
@@ -230,19 +238,25 @@ class LoadBinaryMask(BaseTransform):
         path = results.get('seg_map_path')
         if path is None:
             return results
-        mask = np.asarray(_read(path, 'L'))
+        # the numbers of a map with a palette are its classes, and its colours are not
+        mask = np.asarray(_read(path, 'L' if self.labels is None else None))
         if mask.shape != tuple(results['ori_shape'][:2]):
             raise ValueError(f'{results.get("img_path", "the image")} has {results["ori_shape"][:2]} pixels (height, '
                              f'width) and its mask {path} {mask.shape}')
+        results['gt_seg_map'] = self._foreground(mask, path)
+        results['seg_fields'].append('gt_seg_map')
+        return results
+
+    def _foreground(self, mask: np.ndarray, path: str) -> np.ndarray:
+        if self.labels is not None:
+            return np.isin(mask, self.labels).astype(np.float32)
         values = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
         top = 1 if values.max() <= 1 else 255
         if not self.soft and set(values) - {0, top}:
             raise ValueError(f'the mask {path} has the values {", ".join(map(str, values[:6]))}'
-                             f'{" ..." if len(values) > 6 else ""}; a binary mask has 0 and 255, or 0 and 1. '
-                             'LoadBinaryMask(soft=True) takes them for soft edges')
-        results['gt_seg_map'] = mask.astype(np.float32) / top
-        results['seg_fields'].append('gt_seg_map')
-        return results
+                             f'{" ..." if len(values) > 6 else ""}; a binary mask has 0 and 255, or 0 and 1. With '
+                             'soft=True LoadBinaryMask takes them for soft edges, with labels=[...] for classes')
+        return mask.astype(np.float32) / top
 
 
 @TRANSFORMS.register_module()

@@ -20,10 +20,10 @@ logger = logging.getLogger('visionssm')
 
 @METRICS.register_module()
 class BinarySegMetric(BaseMetric):
-    """Pooled scores of a foreground in per cent, `mIoU`, `DSC`, `accuracy`, `sensitivity`, `specificity`, and `loss`.
+    """Pooled scores of a foreground: `mIoU`, `DSC`, `accuracy`, `sensitivity`, `specificity` in per cent; `BceDice`.
 
     All pixels of all images count in one confusion matrix, and `mIoU` is the IoU of the foreground alone, as the papers
-    on skin lesions have it. `loss` is the mean over the images of cross-entropy plus Dice, by which the official
+    on skin lesions have it. `BceDice` is the mean over the images of cross-entropy plus Dice, by which the official
     training selects its weights.
 
     Args:
@@ -94,4 +94,4 @@ class BinarySegMetric(BaseMetric):
                            'background' if undefined == ['specificity'] else 'foreground')
         values = {name: 0. if name in undefined else 100 * value for name, value in scores.items()}
         losses = [loss for _, loss in results if loss is not None]
-        return {**values, 'loss': sum(losses) / len(losses)} if losses else values
+        return {**values, 'BceDice': sum(losses) / len(losses)} if losses else values
