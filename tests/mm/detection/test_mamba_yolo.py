@@ -89,7 +89,7 @@ def test_predictions_are_the_official_ones_after_suppression(official):
     assert len(found) <= 300
 
 
-def test_the_loss_counts_every_image_of_a_step():
+def test_the_loss_counts_every_image_of_a_step(monkeypatch):
     detector = MambaYOLODetector(SMALL).train()
     batch = detector.data_preprocessor(squares(2), True)
     losses = detector(**batch, mode='loss')
@@ -98,6 +98,9 @@ def test_the_loss_counts_every_image_of_a_step():
     # four accumulated batches, whose losses MMEngine's wrapper divides by four
     YOLOOptimConstructor(dict(optimizer=dict(type='SGD', lr=0.01), accumulative_counts=4))(detector)
     torch.testing.assert_close(detector.parse_losses(losses)[0], 8 * logged['loss'])
+    # three processes, whose gradients are averaged
+    monkeypatch.setattr('visionssm.openmmlab.detection.mamba_yolo.get_world_size', lambda: 3)
+    torch.testing.assert_close(detector.parse_losses(losses)[0], 24 * logged['loss'])
 
 
 def test_a_batch_without_objects_learns_that_there_are_none():

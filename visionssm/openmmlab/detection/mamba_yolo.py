@@ -36,10 +36,11 @@ class MambaYOLODetector(BaseDetector):
     """A YOLO detector of :mod:`visionssm.detection` with its losses and its non-maximum suppression.
 
     Like the official trainer, the backward pass takes the sum of the three losses times the images of the *whole*
-    step: the batch size times the number of processes (whose gradients MMEngine's wrapper averages, as theirs does)
-    times the accumulated batches (by whose number MMEngine's optimizer wrapper divides). The gradient of a step is
-    thus the sum over its images, however they are dealt to processes; clipping (at 10) and the learning rate of the
-    recipe count on it. The log shows the losses before this multiplication.
+    step: the batch size, times the number of processes (MMEngine's wrapper averages their gradients, as the official
+    one does, so this makes a sum of them), times the accumulated batches (by whose number MMEngine's optimizer wrapper
+    divides). So the gradient grows with the images of a step, and the recipe's clipping at 10 sees nearly every step.
+    The log shows the losses before this multiplication, averaged over the processes. As officially, each process
+    divides by the target scores of its own images.
 
     Args:
         model: ``name`` of a registered detector and its arguments, as for ``visionssm.create_model``.

@@ -92,16 +92,16 @@ class Letterbox(BaseTransform):
 
     def __init__(
             self,
-            size: int | Sequence[int] = 640,
+            size: int | tuple[int, int] = 640,
             scale_up: bool = True,
             minimal: bool = False,
             stretch: bool = False,
             stride: int = 32,
             pad_value: int = 114,
     ) -> None:
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if len(self.size) != 2:
+        if not isinstance(size, int) and len(size) != 2:
             raise ValueError(f'size must be (height, width) or the side of a square, got {size}')
+        self.size = size
         self.scale_up = scale_up
         self.minimal = minimal
         self.stretch = stretch
