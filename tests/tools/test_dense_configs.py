@@ -21,6 +21,7 @@ from mmengine.config import Config  # noqa: E402
 from mmengine.dataset import pseudo_collate  # noqa: E402
 from mmengine.optim import build_optim_wrapper  # noqa: E402
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, PARAM_SCHEDULERS, DefaultScope  # noqa: E402
+from mmengine.structures import BaseDataElement  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from visionssm.data.fashion import FASHION_CLASSES  # noqa: E402
@@ -213,24 +214,29 @@ def test_the_pipelines_read_images_and_annotations(part, trees, monkeypatch):
         assert len(views['inputs']) == 2 * len(cfg.tta_pipeline[1].transforms[0])
 
 
+def learn_and_answer(cfg: Config) -> tuple[torch.nn.Module, BaseDataElement]:
+    """Run a training step on two images and a prediction on one."""
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    batch = pseudo_collate([load(cfg.train_dataloader.dataset, number) for number in range(2)])
+    losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
+    loss, logged = model.parse_losses(losses)
+    loss.backward()
+    assert all(torch.isfinite(value).all() for value in logged.values())
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.eval()
+    with torch.inference_mode():
+        return model, model.test_step(pseudo_collate([load(cfg.val_dataloader.dataset)]))[0]
+
+
 @pytest.mark.parametrize('name', RUNS + COMPOSED)
 def test_a_training_step_and_a_prediction_run(name, trees, monkeypatch):
     cfg = shrink(read(name))
     monkeypatch.chdir(trees)
-    torch.manual_seed(0)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-        batch = pseudo_collate([load(cfg.train_dataloader.dataset, number) for number in range(2)])
-        losses = model(**model.data_preprocessor(batch, training=True), mode='loss')
-        loss, logged = model.parse_losses(losses)
-        loss.backward()
-        assert all(torch.isfinite(value).all() for value in logged.values())
-        assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
-        model.eval()
-        image = load(cfg.val_dataloader.dataset)
-        with torch.inference_mode():
-            answer = model.test_step(pseudo_collate([image]))[0]
-            if name in COMPOSED:
+        model, answer = learn_and_answer(cfg)
+        if name in COMPOSED:
+            with torch.inference_mode():
                 tta = MODELS.build({**cfg.tta_model, 'module': model})
                 views = load({**cfg.test_dataloader.dataset, 'pipeline': cfg.tta_pipeline})
                 tta.test_step(pseudo_collate([views]))
@@ -239,3 +245,20 @@ def test_a_training_step_and_a_prediction_run(name, trees, monkeypatch):
     else:
         assert answer.pred_sem_seg.data.shape == (1, 90, 64)
         assert answer.seg_logits.data.shape[0] == cfg.model.decode_head.num_classes
+
+
+def test_another_persons_config_runs_with_one_line_changed(trees, tmp_path, monkeypatch):
+    config = tmp_path / 'mine.py'
+    config.write_text("""_base_ = 'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
+model = dict(
+    backbone=dict(_delete_=True, type='visionssm.Backbone', name='vssd_tiny', depths=(1, 1, 1, 1)),
+    neck=dict(in_channels=[64, 128, 256, 512]))
+""")
+    cfg = Config.fromfile(str(config))
+    shrink_boxes(cfg.model)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        shrink_sizes(loader)
+    monkeypatch.chdir(trees)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        model, answer = learn_and_answer(cfg)
+    assert model.backbone.out_channels == [64, 128, 256, 512] and len(answer.pred_instances.scores) == 4

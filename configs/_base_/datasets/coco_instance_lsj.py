@@ -31,7 +31,7 @@ tta_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=8,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='visionssm.SeededSampler', shuffle=True, infinite=True),
     # all images become squares of one size
     batch_sampler=None,
     dataset=dict(pipeline=train_pipeline))

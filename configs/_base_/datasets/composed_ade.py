@@ -36,7 +36,7 @@ train_dataloader = dict(
     batch_size=8,
     num_workers=0,
     drop_last=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
+    sampler=dict(type='visionssm.SeededSampler', shuffle=True, infinite=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

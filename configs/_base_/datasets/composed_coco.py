@@ -36,7 +36,7 @@ tta_pipeline = [
 train_dataloader = dict(
     batch_size=8,
     num_workers=0,
-    sampler=dict(type='DefaultSampler', shuffle=True),
+    sampler=dict(type='visionssm.SeededSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
