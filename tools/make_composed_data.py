@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--val', type=int, default=200, help='images for validation (default: 200)')
     parser.add_argument('--size', type=int, default=160, help='side of the images (default: 160)')
     parser.add_argument('--garments', type=int, default=6, help='most garments in an image (default: 6)')
+    parser.add_argument('--scale', nargs=2, type=float, default=(0.9, 2.8), metavar=('MIN', 'MAX'),
+                        help='range of factors that garments of 28 x 28 pixels are enlarged by (default: 0.9 2.8)')
     parser.add_argument('--seed', type=int, default=0, help='same seed, same files (default: 0)')
     parser.add_argument('--backgrounds', help='folder of photographs; every fifth serves validation')
     parser.add_argument('--sheet', help='PNG to draw the first images of the COCO layout into, with their annotations')
@@ -72,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error('--sheet draws the COCO layout: add coco to --formats')
     try:
         photographs = Photographs.split_folder(args.backgrounds) if args.backgrounds else skimage_photographs()
-        options = ComposeOptions(size=args.size, max_garments=args.garments, seed=args.seed)
+        options = ComposeOptions(size=args.size, max_garments=args.garments, min_scale=args.scale[0],
+                                 max_scale=args.scale[1], seed=args.seed)
         folders = make_composed_data(args.output, photographs, {'train': args.train, 'val': args.val}, options,
                                      args.formats, args.force, bar)
         if args.sheet:

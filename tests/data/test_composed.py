@@ -18,7 +18,7 @@ from visionssm.data.composed import (
 )
 from visionssm.data.fashion import FASHION_CLASSES, embedded_fashion_mnist
 
-OPTIONS = ComposeOptions(size=64, max_garments=4)
+OPTIONS = ComposeOptions(size=64, max_garments=4, max_scale=2.0)
 
 
 @pytest.fixture(scope='module')
@@ -103,9 +103,9 @@ def test_masks_are_exactly_what_differs_from_the_background(seed):
 
 
 def test_no_garment_is_hidden_beyond_the_limit():
-    crowded = ComposeOptions(size=64, max_garments=40, min_visible=0.6)
+    crowded = ComposeOptions(size=64, max_garments=40, min_visible=0.6, max_scale=2.0)
     composition, _ = compose_one(3, crowded)
-    alone = ComposeOptions(size=64, max_garments=40, min_visible=1.0)
+    alone = ComposeOptions(size=64, max_garments=40, min_visible=1.0, max_scale=2.0)
     assert len(composition.masks) > 3
     # nothing may be covered at all when all of it must be seen
     apart, background = compose_one(3, alone)
@@ -150,7 +150,8 @@ def test_equal_seeds_give_equal_files_and_more_images_keep_the_first(made, photo
     for name, content in files(made['coco']).items():
         if name.endswith('.jpg'):
             assert (more['coco'] / name).read_bytes() == content
-    other = make_composed_data(tmp_path / 'c', photographs, {'train': 5, 'val': 3}, ComposeOptions(size=64, seed=1))
+    other = make_composed_data(tmp_path / 'c', photographs, {'train': 5, 'val': 3},
+                               ComposeOptions(size=64, max_scale=2.0, seed=1))
     assert files(other['coco'])['train/train_000001.jpg'] != files(made['coco'])['train/train_000001.jpg']
 
 
@@ -193,7 +194,8 @@ def test_impossible_options_are_named(options, match):
 
 
 def test_the_tool_uses_a_folder_of_photographs_and_names_broken_ones(tool, photo_folder, tmp_path, capsys):
-    arguments = ['--output', str(tmp_path / 'out'), '--train', '2', '--val', '1', '--size', '64', '--formats', 'coco']
+    arguments = ['--output', str(tmp_path / 'out'), '--train', '2', '--val', '1', '--size', '64', '--scale', '0.8', '2',
+                 '--formats', 'coco']
     sheet = tmp_path / 'sheet.png'
     assert tool.main([*arguments, '--backgrounds', str(photo_folder), '--sheet', str(sheet)]) == 0
     with Image.open(sheet) as image:

@@ -64,8 +64,8 @@ class ComposeOptions:
 
     size: int = 160
     max_garments: int = 6
-    min_scale: float = 0.7
-    max_scale: float = 2.2
+    min_scale: float = 0.9
+    max_scale: float = 2.8
     min_visible: float = 0.4
     tinted: float = 0.7
     quality: int = 95
