@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip('mmdet', reason='needs the extra [det]')
 
-from mmdet.structures.bbox import HorizontalBoxes  # noqa: E402
+from mmdet.structures.bbox import HorizontalBoxes, bbox_flip  # noqa: E402
 from mmengine.dataset import BaseDataset  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
@@ -88,6 +88,17 @@ def test_letterboxed_boxes_come_back_exactly(size):
     assert_on_its_pixels(results)
     back = T.to_original(results['gt_bboxes'].tensor, results)
     torch.testing.assert_close(back, torch.tensor(boxes, dtype=torch.float32))
+
+
+@pytest.mark.parametrize('mirrored', [0.0, 1.0])
+def test_boxes_of_a_mirrored_view_come_back_although_its_pads_are_uneven(mirrored):
+    flip = TRANSFORMS.build(dict(type='mmdet.RandomFlip', prob=mirrored))
+    results = T.Letterbox(64, minimal=True)(flip(T.ResizeLongSide(64)(sample([[4, 6, 20, 30]], (90, 52)))))
+    assert results['pad_param'][2] != results['pad_param'][3]
+    back = T.to_original(results['gt_bboxes'].tensor, results)
+    if results['flip']:
+        back = bbox_flip(back, results['ori_shape'], 'horizontal')
+    torch.testing.assert_close(back, torch.tensor([[4.0, 6.0, 20.0, 30.0]]), atol=1e-4, rtol=0)
 
 
 def test_long_side_is_never_exceeded_and_no_side_vanishes():
