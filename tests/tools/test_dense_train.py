@@ -71,9 +71,10 @@ def test_the_middle_of_an_epoch_needs_a_sampler_that_can_skip(detector, det_conf
     assert 'the sampler DefaultSampler cannot skip' in message and 'SeededSampler' in message
 
 
-def test_a_detector_with_the_seeded_sampler_resumes_in_mid_epoch(det_config, on_disk):
+def test_an_averaged_detector_with_the_seeded_sampler_resumes_in_mid_epoch(det_config, on_disk):
     def run(*options):
-        cfg = det_config(val_dataloader=None, val_cfg=None, val_evaluator=None)
+        cfg = det_config(val_dataloader=None, val_cfg=None, val_evaluator=None,
+                         custom_hooks=[dict(type='visionssm.EMAHook', decay=0.9)])
         cfg.default_hooks.checkpoint = dict(type='CheckpointHook', by_epoch=False, interval=2)
         cfg.train_dataloader.sampler = dict(type='visionssm.SeededSampler')
         assert train([on_disk(cfg), *options]) == 0

@@ -42,7 +42,7 @@ def coco_scores(evaluation: Any) -> dict[str, Any]:
 
     api, rows = evaluation.cocoGt, []
     for place, category in enumerate(evaluation.params.catIds):
-        number = len(api.getAnnIds(catIds=[category], iscrowd=False))
+        number = len(api.getAnnIds(imgIds=list(evaluation.params.imgIds), catIds=[category], iscrowd=False))
         rows.append({'class': api.loadCats(int(category))[0]['name'], 'count': number,
                      **scores(precision[:, :, place:place + 1])})
     return {**scores(precision), 'classes': rows}
