@@ -62,6 +62,21 @@ def test_importing_the_package_installs_one_finder_at_the_end_and_no_mmcv():
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
 
 
+def test_scripts_that_need_mmcv_ops_run_through_the_package(tmp_path):
+    (tmp_path / 'helper.py').write_text('import mmcv.ops\n')
+    script = tmp_path / 'script.py'
+    script.write_text('import sys, helper\nassert __name__ == "__main__" and sys.argv[1:] == ["--flag"]\n')
+    run = [sys.executable, '-W', 'ignore', '-m', 'visionssm.openmmlab', str(script)]
+    subprocess.run([*run, '--flag'], check=True)
+
+
+def test_a_missing_script_is_named(monkeypatch):
+    main = importlib.import_module('visionssm.openmmlab.__main__').main
+    monkeypatch.setattr(sys, 'argv', ['visionssm.openmmlab', 'missing.py'])
+    with pytest.raises(SystemExit, match='usage: .*\nmissing.py is no file'):
+        main()
+
+
 def test_finder_answers_for_one_name_only():
     finder = mmcv_ops.StandInFinder()
     assert finder.find_spec('mmcv._ext').name == 'mmcv._ext'
