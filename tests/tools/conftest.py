@@ -12,11 +12,18 @@ pytest.importorskip('mmengine', reason='needs the extra [mm]')
 import timm  # noqa: E402
 import torch  # noqa: E402
 from mmengine.config import Config  # noqa: E402
+from mmengine.registry import DefaultScope  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from visionssm.checkpoints import save_safetensors  # noqa: E402
 
 CLASSES = [f'kind {number}' for number in range(10)]
+
+
+@pytest.fixture(autouse=True)
+def _no_scope() -> None:
+    """No run of another task before decides what a bare name means."""
+    DefaultScope._instance_dict.clear()
 
 
 @pytest.fixture(scope='session')
@@ -239,8 +246,6 @@ def export() -> Callable[[Config], str]:
     """A function that builds a config's model with random weights and exports it as training exports the best one."""
 
     def write(cfg: Config) -> str:
-        from mmengine.registry import DefaultScope
-
         from visionssm.openmmlab.portable import export_dense
         from visionssm.openmmlab.scopes import registries
         torch.manual_seed(0)

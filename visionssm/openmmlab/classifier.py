@@ -9,6 +9,7 @@ import torch
 import torch.nn as nn
 from mmengine.dist import all_reduce
 from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.registry import DefaultScope
 from timm.data.mixup import Mixup, mixup_target
 from timm.loss import BinaryCrossEntropy, JsdCrossEntropy, LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 
@@ -143,6 +144,12 @@ class ClsDataPreprocessor(BaseDataPreprocessor):
         return torch.cat([mixed, inputs[even:]]), torch.cat([targets, rest])
 
 
+def _build(cfg: dict) -> Any:
+    """Build a part whose bare name is one of ours, also after a run of another scope in the same process."""
+    with DefaultScope.overwrite_default_scope('visionssm'):
+        return MODELS.build(cfg)
+
+
 @MODELS.register_module()
 class ImageClassifier(BaseModel):
     """Any classifier of timm's registry as an MMEngine model.
@@ -176,14 +183,14 @@ class ImageClassifier(BaseModel):
         net = create_timm_model(**model)
         preprocessor = {'type': 'ClsDataPreprocessor', 'num_classes': net.num_classes, 'mixup': mixup,
                         **self._normalisation(net), **(data_preprocessor or {})}
-        super().__init__(data_preprocessor=MODELS.build(preprocessor), init_cfg=init_cfg)
+        super().__init__(data_preprocessor=_build(preprocessor), init_cfg=init_cfg)
         self.model = net
         self.mesa = None if mesa is None else _read_mesa(mesa)
         self.set_teacher(None)
         if grad_checkpointing:
             net.set_grad_checkpointing(True)
         mixes = self.data_preprocessor.mixup is not None
-        self.loss = MODELS.build(loss or {'type': 'SoftTargetCrossEntropy' if mixes else 'CrossEntropyLoss'})
+        self.loss = _build(loss or {'type': 'SoftTargetCrossEntropy' if mixes else 'CrossEntropyLoss'})
         if mixes and isinstance(self.loss, INDEX_LOSSES):
             raise ValueError(f'{type(self.loss).__name__} reads class indices, which Mixup and CutMix replace by '
                              'densities; use SoftTargetCrossEntropy or BinaryCrossEntropy (smoothing then belongs '
