@@ -1,4 +1,7 @@
 """The recipes of detection and segmentation say what the authors say, and their models have the official sizes."""
+import json
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip('mmengine', reason='needs the extra [mm]')
@@ -13,6 +16,7 @@ from mmengine.registry import MODELS, DefaultScope  # noqa: E402
 from visionssm.openmmlab.optim import LayerDecayOptimConstructor  # noqa: E402
 from visionssm.utils.paths import config_root  # noqa: E402
 
+ROOT = Path(__file__).resolve().parents[2]
 # backbone -> drop path in detection and segmentation, parameters in millions of the detector and the segmenter, and
 # whether there is a detector over 36 epochs; as the authors state them (they round or cut off)
 RECIPES = {
@@ -172,3 +176,34 @@ def test_layer_decay_of_vims_detectors_falls_towards_the_input():
     assert [decay for key, (_, decay) in groups.items() if 'pos_embed' in key] == [0.0]
     assert all(decay == 1 for key, (_, decay) in groups.items() if 'pos_embed' not in key)
     assert all(rate == 1 for key, (rate, _) in groups.items() if key.startswith(('rpn_head', 'roi_head')))
+
+
+# official backbone -> name of the recipe
+KEYS = {'vmamba/vmamba_tiny_s1l8': 'vmamba-tiny', 'vmamba/vmamba_tiny_s2l5': 'vmamba-tiny-s2l5',
+        'vmamba/vmamba_small_s2l15': 'vmamba-small-s2l15', 'vmamba/vmamba_base_s2l15': 'vmamba-base-s2l15',
+        'vmamba/vanilla_vmamba_tiny': 'vmamba-tiny-v0', 'vmamba/vanilla_vmamba_small': 'vmamba-small-v0',
+        'vmamba/vanilla_vmamba_base': 'vmamba-base-v0', 'vssd/vssd_micro': 'vssd-micro', 'vssd/vssd_tiny': 'vssd-tiny',
+        'vssd/vssd_small': 'vssd-small', 'spatial_mamba/spatial_mamba_tiny': 'spatial-mamba-tiny',
+        'spatial_mamba/spatial_mamba_small': 'spatial-mamba-small',
+        'spatial_mamba/spatial_mamba_base': 'spatial-mamba-base', 'mamba2d/m2d_n': 'mamba2d-nano',
+        'mamba2d/m2d_t': 'mamba2d-tiny', 'mamba2d/m2d_s': 'mamba2d-small'}
+
+
+@pytest.mark.parametrize('name', KEYS)
+def test_official_detectors_and_segmenters_fit_key_by_key(name):
+    file = ROOT.parent / 'shared' / 'keys' / f'{name}_backbone.json'
+    if not file.is_file():
+        pytest.skip('the lists of official keys are not here')
+    keys = json.loads(file.read_text())['keys']
+    for config in (f'detection/mask-rcnn_{KEYS[name]}_fpn_1x_coco', segmenter_of(KEYS[name])):
+        model = build(read(config))
+        state = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
+        state.update({f'backbone.{key}': torch.empty(value['shape'], device='meta') for key, value in keys.items()})
+        model.load_state_dict(state, assign=True)
+
+
+@pytest.mark.parametrize('task', ['detection', 'segmentation'])
+def test_the_page_of_a_task_names_its_configs(task):
+    page = (ROOT / 'docs' / f'{task}.md').read_text()
+    configs = [path.stem for path in (config_root() / task).glob('*.py')]
+    assert [name for name in configs if ('mask-rcnn_' in name or 'upernet_' in name) and f'`{name}`' not in page] == []
