@@ -218,7 +218,9 @@ def load_dense_weights(model: nn.Module, source: str | os.PathLike, keep_heads: 
     """
     state = _read_any(str(source))
     own = model.state_dict()
-    different = [key for key, value in state.items() if key in own and own[key].shape != value.shape]
+    # a backbone may turn tensors of its authors' files around, so its shapes count when they are loaded
+    different = [key for key, value in state.items()
+                 if key in own and own[key].shape != value.shape and not key.startswith('backbone.')]
     kept = [key for key in different if keep_heads and re.search(r'(^|\.)\w*head\.', key)
             and own[key].shape[1:] == state[key].shape[1:]]
     if kept:
@@ -229,7 +231,6 @@ def load_dense_weights(model: nn.Module, source: str | os.PathLike, keep_heads: 
     try:
         found = model.load_state_dict({key: value for key, value in state.items() if key not in different}, False)
     except RuntimeError as error:
-        # what a backbone has renamed is compared by PyTorch only
         raise CheckpointError(f'the checkpoint {str(source)!r} does not fit {type(model).__name__}: {error}') from error
     missing = [key for key in found.missing_keys if key not in different]
     parts = [f'{len(names)} {label}: {list_names(names)}' for label, names in
