@@ -262,3 +262,20 @@ model = dict(
     with DefaultScope.overwrite_default_scope('mmdet'):
         model, answer = learn_and_answer(cfg)
     assert model.backbone.out_channels == [64, 128, 256, 512] and len(answer.pred_instances.scores) == 4
+
+
+def test_another_persons_segmenter_runs_with_one_line_changed(trees, tmp_path, monkeypatch):
+    config = tmp_path / 'mine.py'
+    config.write_text("""_base_ = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+model = dict(
+    backbone=dict(_delete_=True, type='visionssm.Backbone', name='vssd_tiny', depths=(1, 1, 1, 1)),
+    decode_head=dict(in_channels=[64, 128, 256, 512], norm_cfg=dict(type='BN')))
+""")
+    cfg = Config.fromfile(str(config))
+    cfg.model.data_preprocessor.size = (48, SIDE)
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        shrink_sizes(loader)
+    monkeypatch.chdir(trees)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        _, answer = learn_and_answer(cfg)
+    assert answer.pred_sem_seg.data.shape == (1, 90, 64)

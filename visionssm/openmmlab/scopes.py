@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.registry import Registry
 
 from ..utils.paths import find_config
@@ -15,6 +16,8 @@ __all__ = ['EXTRAS', 'ScopeError', 'explain_import_error', 'find_any_config', 'f
 
 EXTRAS = {'mmdet': 'det', 'mmseg': 'seg'}
 SCOPES = ('visionssm', *EXTRAS)
+# MMEngine looks for what a config calls 'mmseg::' by the name of the distribution, which the maintained fork changed
+MODULE2PACKAGE['mmseg'] = 'mmseg'
 
 
 class ScopeError(ValueError):
