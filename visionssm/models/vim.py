@@ -52,6 +52,7 @@ from visionssm.layers import (
     resize_pos_embed,
     rotary_table,
 )
+from visionssm.layers.bimamba_official import bimamba_keys
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official, load_official_keys
@@ -669,23 +670,10 @@ def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
         ('pos_embed', 'pos_embed'),
         ('patch_embed.proj.{}', 'patch_embed.proj.{}'),
         ('layers.{}.norm.{}', 'blocks.{}.norm.{}'),
-        ('layers.{}.mixer.in_proj.{}', 'blocks.{}.mixer.in_proj.{}'),
-        ('layers.{}.mixer.out_proj.{}', 'blocks.{}.mixer.out_proj.{}'),
-        ('layers.{}.mixer.gamma', 'blocks.{}.mixer.gamma'),
-        ('layers.{}.mixer.A_log', 'blocks.{}.mixer.ssm.A_log'),
-        ('layers.{}.mixer.A_b_log', 'blocks.{}.mixer.ssm_b.A_log'),
         ('norm_f.{}', 'norm.{}'),
         ('head.{}', 'head.{}'),
+        *bimamba_keys('layers.{}.mixer.', 'blocks.{}.mixer.'),
     ]
-    for suffix in ('', '_b'):
-        theirs, ours = 'layers.{}.mixer.', f'blocks.{{}}.mixer.ssm{suffix}.'
-        rows += [
-            (f'{theirs}D{suffix}', f'{ours}D'),
-            (f'{theirs}conv1d{suffix}.{{}}', f'{ours}conv.{{}}'),
-            (f'{theirs}x_proj{suffix}.{{}}', f'{ours}x_proj.{{}}'),
-            (f'{theirs}dt_proj{suffix}.weight', f'{ours}dt_proj.weight'),
-            (f'{theirs}dt_proj{suffix}.bias', f'{ours}dt_bias'),
-        ]
     if official_class != 'VisionMamba':
         rows = [(theirs, f'backbone.{ours}') for theirs, ours in rows] + [('fpn{}.{}.{}', 'pyramid.fpn{}.{}.{}')]
     if official_class == _PYRAMID:
