@@ -19,6 +19,8 @@ model = dict(
     roi_head=dict(
         type='visionssm.SharedMaskCascadeRoIHead',
         stage_loss_weights=[1, 1, 1],
+        bbox_roi_extractor=dict(type='visionssm.SingleRoIExtractor'),
+        mask_roi_extractor=dict(type='visionssm.SingleRoIExtractor'),
         bbox_head=[
             dict(
                 type='Shared4Conv1FCBBoxHead',
