@@ -15,7 +15,7 @@ from mmengine.registry import DefaultScope  # noqa: E402
 from mmengine.structures import PixelData  # noqa: E402
 from mmseg.structures import SegDataSample  # noqa: E402
 
-import visionssm.openmmlab  # noqa: E402, F401
+from visionssm.openmmlab import mmcv_ops  # noqa: E402
 
 CLASSES = 4
 # What makes each model small, besides its ResNet.
@@ -130,9 +130,10 @@ def test_detectors_of_mmdetection_train_and_predict(path):
     _detects(path, DETECTORS[path])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('path', RARE, ids=lambda path: Path(path).stem)
 def test_detectors_with_rare_operators_train_and_predict(path):
+    if not mmcv_ops.is_stand_in():
+        pytest.skip('mmcv has compiled operators here, which lack some of these on a CPU')
     _detects(path, RARE[path])
 
 

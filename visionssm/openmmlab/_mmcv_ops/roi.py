@@ -27,8 +27,9 @@ def _largest_samples(features: Tensor, regions: Tensor, size: tuple[int, int], s
                                                   size[1] * columns, 1, aligned)
         samples = samples.unflatten(3, (size[1], columns)).unflatten(2, (size[0], rows)).transpose(3, 4)
         values, taken = samples.flatten(4).max(dim=-1)
-        y = torch.arange(size[0], device=taken.device)[:, None] + (taken // columns + 0.5) / rows
-        x = torch.arange(size[1], device=taken.device) + (taken % columns + 0.5) / columns
+        row, column = (taken // columns).to(values.dtype), (taken % columns).to(values.dtype)
+        y = torch.arange(size[0], device=row.device)[:, None] + (row + 0.5) / rows
+        x = torch.arange(size[1], device=row.device) + (column + 0.5) / columns
         (y0, x0), (bin_height, bin_width) = start[members].T, bins[members].T
         yield (members, values, y * bin_height[:, None, None, None] + y0[:, None, None, None],
                x * bin_width[:, None, None, None] + x0[:, None, None, None])
