@@ -674,7 +674,7 @@ def _key_table(official_class: str) -> tuple[tuple[str, str], ...]:
         ('head.{}', 'head.{}'),
         *bimamba_keys('layers.{}.mixer.', 'blocks.{}.mixer.'),
     ]
-    if official_class != 'VisionMamba':
+    if official_class not in ('', 'VisionMamba'):
         rows = [(theirs, f'backbone.{ours}') for theirs, ours in rows] + [('fpn{}.{}.{}', 'pyramid.fpn{}.{}.{}')]
     if official_class == _PYRAMID:
         rows = [(f'net.{theirs}', ours) for theirs, ours in rows]
