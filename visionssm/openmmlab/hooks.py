@@ -169,7 +169,7 @@ class NaNGuardHook(Hook):
                 value = sum(part.float().mean().item() for part in parts)
                 raise NonFiniteError(f'{name} is {value} at step {runner.iter + 1} (epoch '
                                      f'{runner.epoch + 1}); {origin}. The weights still are those of the step before; '
-                                     'lower the learning rate or clip gradients.')
+                                     f'lower the learning rate or clip gradients.{_notes(runner)}')
 
     def _check_gradients(self, runner: Runner) -> None:
         named = [(name, p.grad) for name, p in runner.bare_model.named_parameters() if p.grad is not None]
@@ -205,6 +205,15 @@ class NaNGuardHook(Hook):
             # not through __call__, whose hook asked for this search
             model.forward(**data, mode='loss')
         return f'first bad module: {found[0]}' if found else 'each module gives finite outputs on a second run'
+
+
+def _notes(runner: Runner) -> str:
+    """What a model has to say about a batch whose loss is not finite, and the last good checkpoint."""
+    if not hasattr(runner.bare_model, 'note_failure'):
+        return ''
+    last = runner.message_hub.runtime_info.get('last_ckpt')
+    saved = 'no checkpoint has been written' if last is None else f'the last checkpoint is {last}'
+    return f' Here {runner.bare_model.note_failure()}; {saved}.'
 
 
 def _bad_parameter(model: nn.Module) -> str:

@@ -1,0 +1,245 @@
+"""Sampling from a trained model: pictures that depend on seed, class and number alone, whatever the batch is."""
+import argparse
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.device import get_device
+from mmengine.registry import DefaultScope
+from PIL import Image
+from torch import nn
+from tqdm import tqdm
+
+from ...checkpoints import CheckpointError
+from ...registry import MODELS
+from ...utils.suggest import did_you_mean
+from ..check import ConfigError
+from ..checkpoint import atomic_write, load_any_weights
+from ..cli import _OptionsAction, load_config, run_command
+
+__all__ = ['Job', 'draw', 'make_pipeline', 'parse_sample', 'sample', 'to_grid']
+
+Job = tuple[int | None, int]
+"""A class, None for a model without, and the number of the picture within it."""
+# pictures of one class before the numbers of the next one begin
+PER_CLASS = 2 ** 32
+
+
+def make_pipeline(model: nn.Module, sampler: str = 'ddpm', steps: int | str | None = 250, clip: bool = False) -> Any:
+    """Make the pipeline that draws with a model of the engine.
+
+    Args:
+        model: A `DiffusionModel`.
+        sampler: 'ddpm', 'ddim' or 'dpmsolver++'.
+        steps: Steps, or their respacing.
+        clip: Keep the clean image within [-1, 1] at every step.
+
+    Returns:
+        A `visionssm.diffusion.DiSPipeline`.
+    """
+    # diffusers is needed for sampling only
+    from ...diffusion import DiSPipeline, make_scheduler
+    scheduler = make_scheduler(sampler, model.process, steps, clip)
+    vae = None
+    if model.vae is not None:
+        from diffusers import AutoencoderKL
+        vae = AutoencoderKL.from_pretrained(model.vae).to(next(model.parameters()).device)
+    pipe = DiSPipeline(model.model, scheduler, vae)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def draw(
+        pipe: Any,
+        jobs: Sequence[Job],
+        seed: int = 0,
+        guidance_scale: float = 1.5,
+        eta: float = 0.0,
+) -> list[Image.Image]:
+    """Draw the pictures of a batch.
+
+    Args:
+        pipe: Of `make_pipeline`.
+        jobs: What to draw.
+        seed: Of the noise; a picture depends on it, its class and its number.
+        guidance_scale: Strength of the guidance; 1 is none.
+        eta: Noise of DDIM.
+
+    Returns:
+        The pictures.
+    """
+    from ...diffusion import image_generators
+    labels = [label for label, _ in jobs if label is not None]
+    numbers = [number + PER_CLASS * (0 if label is None else label + 1) for label, number in jobs]
+    return pipe(
+        labels or None, None, guidance_scale, image_generators(seed, numbers), len(jobs), eta=eta).images
+
+
+def to_grid(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Lay out pictures of one size, row by row.
+
+    Args:
+        pictures: The pictures.
+        columns: Pictures a row.
+        gap: Pixels between them.
+
+    Returns:
+        One picture.
+    """
+    width, height = pictures[0].size
+    rows = math.ceil(len(pictures) / columns)
+    grid = Image.new(pictures[0].mode, (columns * (width + gap) - gap, rows * (height + gap) - gap), 'white')
+    for place, picture in enumerate(pictures):
+        grid.paste(picture, (place % columns * (width + gap), place // columns * (height + gap)))
+    return grid
+
+
+def parse_sample(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the options of ``tools/sample.py``.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(description='Draw pictures with a diffusion model.')
+    parser.add_argument('config', help='the config of its training')
+    parser.add_argument('checkpoint', help='weights: of a training here, safetensors, or official ones')
+    parser.add_argument('--classes', nargs='+', help='classes by number or name (default: all)')
+    parser.add_argument('--num', type=int, default=8, help='pictures of each class')
+    parser.add_argument('--sampler', default='ddpm', choices=['ddpm', 'ddim', 'dpmsolver++'])
+    parser.add_argument('--steps', type=int, default=250, help='steps of the sampler')
+    parser.add_argument('--cfg-scale', type=float, help='strength of the guidance by the class, 1 for none (default: '
+                                                        '1.5, 1 for a model without classes)')
+    parser.add_argument('--eta', type=float, default=0.0, help='noise of DDIM, from 0 to 1')
+    parser.add_argument('--clip', action='store_true', help='keep the estimate of the picture in range at every step')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--batch-size', type=int, default=32, help='pictures at a time; changes none of them')
+    parser.add_argument('--out', default='samples', help='a folder for single files, where a second run goes on, or a '
+                                                         'file NAME.png for one grid')
+    parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE')
+    parser.add_argument('--device', help='where to compute (default: an accelerator where there is one)')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
+    return parser.parse_args(argv)
+
+
+def _load(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the model with its weights, and the names of the classes as the checkpoint has them."""
+    cfg = load_config(args)
+    with DefaultScope.overwrite_default_scope('visionssm'):
+        model = MODELS.build(cfg.model)
+    if not hasattr(model, 'process'):
+        raise ConfigError(f'{args.config} is not the config of a diffusion model; model.type is {cfg.model.type}')
+    if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        raise CheckpointError(f'{args.checkpoint} does not exist')
+    load_any_weights(model, args.checkpoint)
+    names: tuple[str, ...] = ()
+    if 'FashionMNIST' in str(cfg.get('train_dataloader', {}).get('dataset', {}).get('type')):
+        from ..datasets import FASHION_CLASSES
+        names = tuple(FASHION_CLASSES)
+    return model.to(args.device or get_device()).eval(), names
+
+
+def _classes(given: Sequence[str] | None, count: int, names: Sequence[str]) -> list[int | None]:
+    if count == 0:
+        if given:
+            raise ValueError(f'--classes {" ".join(given)}: the model was trained without classes')
+        return [None]
+    found: list[int | None] = []
+    for text in given or map(str, range(count)):
+        label = names.index(text) if text in names else int(text) if text.isdigit() else -1
+        if not 0 <= label < count:
+            near = did_you_mean(text, names) if names and not text.isdigit() else ''
+            raise ValueError(f'--classes {text}: the model has the classes 0 to {count - 1}. {near}'.rstrip())
+        found.append(label)
+    return found
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG')
+    return buffer.getvalue()
+
+
+def _file(folder: Path, job: Job) -> Path:
+    label, number = job
+    return folder / (f'{number:05d}.png' if label is None else f'{label:04d}_{number:05d}.png')
+
+
+def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse to go on with other settings than those of the files that are there."""
+    path = folder / 'settings.json'
+    if path.is_file():
+        before = json.loads(path.read_text())
+        different = [f'{key} {before.get(key)!r}' for key in settings if before.get(key) != settings[key]]
+        if different:
+            raise ConfigError(f'{folder} holds pictures of another run ({", ".join(different)}); give another --out, '
+                              'or the same settings to go on')
+    atomic_write(json.dumps(settings, indent=2).encode(), path)
+
+
+def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+    rest = iter(jobs)
+    while batch := list(islice(rest, size)):
+        yield batch
+
+
+def _sample(args: argparse.Namespace) -> int:
+    for name in ('num', 'steps', 'batch_size'):
+        if getattr(args, name) < 1:
+            raise ValueError(f'--{name.replace("_", "-")} is {getattr(args, name)}; it must be at least 1')
+    model, names = _load(args)
+    count = model.model.num_classes
+    scale = args.cfg_scale if args.cfg_scale is not None else (1.5 if count else 1.0)
+    if not count and scale != 1:
+        raise ValueError(f'--cfg-scale {scale}: the model was trained without classes and cannot be guided; leave the '
+                         'option out')
+    classes = _classes(args.classes, count, names)
+    pipe = make_pipeline(model, args.sampler, args.steps, args.clip)
+    jobs: list[Job] = [(label, number) for label in classes for number in range(args.num)]
+    out = Path(args.out)
+    single = out.suffix.lower() != '.png'
+    todo = jobs
+    if single:
+        _check_folder(out, {'config': args.config, 'checkpoint': args.checkpoint, 'sampler': args.sampler,
+                            'steps': args.steps, 'cfg_scale': scale, 'eta': args.eta, 'clip': args.clip,
+                            'seed': args.seed})
+        # files appear whole or not at all, so one that is there is finished
+        todo = [job for job in jobs if not _file(out, job).is_file()]
+    pictures: list[Image.Image] = []
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit='picture', disable=not sys.stderr.isatty()) as bar:
+        for batch in _batches(todo, args.batch_size):
+            drawn = draw(pipe, batch, args.seed, scale, args.eta)
+            if single:
+                for job, picture in zip(batch, drawn, strict=True):
+                    atomic_write(_png(picture), _file(out, job))
+            else:
+                pictures += drawn
+            bar.update(len(batch))
+    if not single:
+        atomic_write(_png(to_grid(pictures, args.num)), out)
+    sys.stdout.write(f'{len(todo)} of {len(jobs)} pictures drawn: {out}\n')
+    return 0
+
+
+def sample(argv: Sequence[str] | None = None) -> int:
+    """Run ``tools/sample.py``.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        Exit code.
+    """
+    args = parse_sample(argv)
+    with torch.inference_mode():
+        return run_command(lambda: _sample(args), args.debug, 'stopped; the same command goes on', (
+            CheckpointError, ConfigError, OSError, ValueError, ImportError))
