@@ -421,6 +421,8 @@ class CheckpointHook(_CheckpointHook):
         if runner.cfg.get('default_scope') in EXTRAS:
             from .portable import export_dense
             target = export_dense(runner.saved_state, folder, runner.cfg, meta, notes)
+        elif hasattr(model, 'export'):
+            target = model.export(runner.saved_state, folder, notes)
         elif hasattr(model, 'model'):
             target = export_best(model, runner.saved_state, folder, tuple(meta.get('classes') or ()), notes)
         else:

@@ -18,7 +18,7 @@ from mmengine.registry import DefaultScope
 from ..utils.suggest import did_you_mean
 from .check import ConfigError, check_config
 from .cli import add_common_options, load_config, run_command
-from .evaluate_dense import apply_options, record_scores, report, without_pretraining
+from .evaluate_dense import apply_options, move_data, record_scores, report, without_pretraining
 from .facts import describe_checkpoint
 from .metrics import Accuracy
 from .runner import VisionRunner
@@ -131,11 +131,14 @@ def test_config(args: argparse.Namespace) -> Config:
                 raise ConfigError(f'The config lacks the key {key!r}, which evaluation needs')
         without_pretraining(cfg.model)
     dense = cfg.default_scope in EXTRAS
+    restores = str(cfg.model.get('type')).rpartition('.')[2] == 'ImageRestorer'
     for option in ('show_dir', 'tta'):
         if getattr(args, option) and not dense:
             raise ConfigError(f'--{option.replace("_", "-")} is for detection and segmentation; {args.config} is of '
                               f'the scope {cfg.default_scope}')
-    if args.data and not dense:
+    if args.data and restores:
+        move_data(cfg, args.data)
+    elif args.data and not dense:
         cfg.test_dataloader.dataset.root = args.data
     if args.batch_size:
         cfg.test_dataloader.batch_size = args.batch_size
@@ -145,7 +148,7 @@ def test_config(args: argparse.Namespace) -> Config:
     for key in TRAINING_KEYS:
         cfg.pop(key, None)
     # checkpoints hold the averaged weights where training averaged, so its other hooks have nothing to do here
-    cfg.custom_hooks = [] if dense else [{'type': 'VisualReportHook'}]
+    cfg.custom_hooks = [] if dense or restores else [{'type': 'VisualReportHook'}]
     if dense:
         apply_options(cfg, args)
     return cfg
@@ -200,6 +203,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     metric = next((item for item in runner.test_evaluator.metrics if isinstance(item, Accuracy)), None)
     if not is_main_process():
         return {}
+    rows = next((item.rows for item in runner.test_evaluator.metrics if hasattr(item, 'rows')), None)
+    if rows is not None:
+        return report(cfg, args, values, {'sets': rows})
     results = {'config': args.config, 'model': dict(runner.cfg.model.model), 'checkpoint': args.checkpoint,
                'metrics': values, **(metric.summary if metric else {})}
     dataset = runner.test_dataloader.dataset

@@ -12,7 +12,7 @@ from .check import ConfigError
 from .scopes import find_class, headlines
 from .visuals import write_json
 
-__all__ = ['apply_options', 'format_scores', 'record_scores', 'report', 'summary', 'without_pretraining']
+__all__ = ['apply_options', 'format_scores', 'move_data', 'record_scores', 'report', 'summary', 'without_pretraining']
 
 VISUALIZERS = {'mmdet': 'DetLocalVisualizer', 'mmseg': 'SegLocalVisualizer'}
 MAX_CLASSES = 200
@@ -40,8 +40,13 @@ def _sections(value: Any, key: str) -> Iterator[dict]:
         yield value
 
 
-def _move_data(cfg: Config, root: str) -> None:
-    """Put a data set's root in the place of the config's, in the evaluator too."""
+def move_data(cfg: Config, root: str) -> None:
+    """Puts a data set's root in the place of the config's, in the evaluator too.
+
+    Args:
+        cfg: Config of a test; changed in place.
+        root: The folder.
+    """
     if not Path(root).is_dir():
         raise FileNotFoundError(f'--data {root} is no folder')
     found = [section for section in _sections(cfg.test_dataloader.dataset, 'data_root') if section['data_root']]
@@ -75,7 +80,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
         args: Options of `evaluate.parse_test`.
     """
     if args.data:
-        _move_data(cfg, args.data)
+        move_data(cfg, args.data)
     if args.tta:
         _augment(cfg)
     if args.show_dir:
@@ -170,6 +175,11 @@ def _tables(values: Mapping[str, float], scores: Mapping[str, Any]) -> Iterator[
     if 'iou' in scores:
         whole = {key.removeprefix('m'): float(value) for key, value in values.items() if key.startswith('m')}
         yield format_scores([*scores['iou'], {'class': 'mean', **whole}], 'class')
+    if 'sets' in scores:
+        mean = {'class': 'mean', 'images': sum(row['images'] for row in scores['sets']),
+                'PSNR': values['PSNR'], 'SSIM': values['SSIM']}
+        # papers give SSIM with four digits
+        yield format_scores([{**row, 'SSIM': f'{row["SSIM"]:.4f}'} for row in (*scores['sets'], mean)], 'data set')
     if not scores and values:
         yield format_scores([{'class': key, 'value': float(value)} for key, value in values.items()], 'metric')
 

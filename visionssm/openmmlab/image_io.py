@@ -15,7 +15,7 @@ from ..registry import TRANSFORMS
 from ..utils.suggest import check_choice
 from .data import READ_ERRORS, convert_mode
 
-__all__ = ['LoadImage', 'open_image', 'orient']
+__all__ = ['LoadImage', 'flatten', 'open_image', 'orient']
 
 logger = logging.getLogger('visionssm')
 
@@ -84,7 +84,7 @@ def orient(
                          'annotations belong to another version of the image')
 
 
-def _flatten(image: Image.Image) -> Image.Image:
+def flatten(image: Image.Image) -> Image.Image:
     """Puts transparent images on white, as a viewer on white paper would show them."""
     if not image.has_transparency_data:
         return image
@@ -131,9 +131,9 @@ class LoadImage:
         if image.mode == 'F':
             raise ValueError(f'{path} holds floating-point numbers, whose range is unknown: convert it to 8 or 16 bits')
         if self.color_type == 'color':
-            pixels = np.ascontiguousarray(np.asarray(convert_mode(_flatten(image), 'RGB'))[..., ::-1])
+            pixels = np.ascontiguousarray(np.asarray(convert_mode(flatten(image), 'RGB'))[..., ::-1])
         else:
-            pixels = np.array(convert_mode(_flatten(image), 'L'))[..., None]
+            pixels = np.array(convert_mode(flatten(image), 'L'))[..., None]
         results['img'] = pixels.astype(np.float32) if self.to_float32 else pixels
         results['img_shape'] = results['ori_shape'] = pixels.shape[:2]
         return results

@@ -29,7 +29,7 @@ class Headline(NamedTuple):
     name: str
     """What the last lines of a tool call it."""
     scale: float = 1.0
-    """What makes per cent of the metric."""
+    """What makes per cent of the metric; decibels stay as they are."""
 
 
 # keys without their prefix; printed in this order, so the last one of a task is what other programs read
@@ -37,6 +37,7 @@ HEADLINES = {
     'top1': Headline('top-1'),
     'bbox_mAP': Headline('bbox AP', 100), 'segm_mAP': Headline('segm AP', 100), 'mAP': Headline('AP', 100),
     'mIoU': Headline('mIoU'), 'DSC': Headline('DSC'),
+    'PSNR': Headline('PSNR'),
 }
 
 

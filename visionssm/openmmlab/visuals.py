@@ -125,7 +125,8 @@ def save_curves(work_dir: str | Path, path: str | Path | None = None) -> Path | 
     lr_axes.plot(steps, [record.get('lr', math.nan) for record in train], color=GREY, linewidth=1.8)
     lr_axes.yaxis.set_major_formatter('{x:g}')
     accuracy = all(key.rpartition('/')[2].startswith('top') for record in validation for key in _scores(record))
-    _style(score_axes, f'Validation {"accuracy" if accuracy else "score"}, %')
+    decibels = any(key.rpartition('/')[2] == 'PSNR' for record in validation for key in record)
+    _style(score_axes, f'Validation {"accuracy" if accuracy else "score"}, {"dB" if decibels else "%"}')
     _draw_scores(score_axes, validation)
     return _save(figure, path or Path(work_dir, 'curves.png'))
 
