@@ -1,6 +1,7 @@
 # The official schedule of Mamba-YOLO: SGD from scratch, 8 GPUs x 64 images.
 # Weight decay 5e-4 is for 64 images a step and grows with their number: 4e-3 for 512. The learning rate does not.
-# Deviations: early stopping (patience 100) is off; fewer images a step need optim_wrapper.accumulative_counts by hand.
+# Deviations: no early stopping (patience 100), and as many accumulated batches in the warm-up as later. For fewer
+# images a step set optim_wrapper.accumulative_counts, and the interval of the average to the same number.
 max_epochs = 300
 
 optim_wrapper = dict(
