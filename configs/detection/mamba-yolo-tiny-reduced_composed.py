@@ -5,7 +5,7 @@ _base_ = ['../_base_/models/mamba_yolo.py', '../_base_/datasets/composed_coco.py
 
 img_size = 160
 batch_size = 16
-max_epochs = 18
+max_epochs = 16
 
 model = dict(
     model=dict(name='mamba_yolo_tiny', dims=(16, 32, 64, 128), num_classes=10),
@@ -63,10 +63,10 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(paramwise_cfg=dict(batch_size=batch_size))
 param_scheduler = [
     dict(type='LinearLR', start_factor=1.0, end_factor=0.01, by_epoch=True, begin=0, end=max_epochs + 1)]
-train_cfg = dict(max_epochs=max_epochs, val_interval=6)
+train_cfg = dict(max_epochs=max_epochs, val_interval=4)
 custom_hooks = [
     dict(type='visionssm.YOLOWarmupHook', epochs=2, bias_lr=0.1, momentum=0.8),
-    dict(type='visionssm.CloseMosaicHook', epochs=5),
+    dict(type='visionssm.CloseMosaicHook', epochs=4),
     # few steps, so the average forgets sooner
     dict(type='visionssm.EMAHook', ema_type='mmdet.ExpMomentumEMA', momentum=0.005, gamma=200, update_buffers=True),
 ]
