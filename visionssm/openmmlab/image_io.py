@@ -15,7 +15,7 @@ from ..registry import TRANSFORMS
 from ..utils.suggest import check_choice
 from .data import READ_ERRORS, convert_mode
 
-__all__ = ['LoadImage', 'flatten', 'open_image', 'orient']
+__all__ = ['LoadImage', 'decode_image', 'flatten', 'open_image', 'orient']
 
 logger = logging.getLogger('visionssm')
 
@@ -37,7 +37,19 @@ def open_image(path: str, backend_args: dict[str, Any] | None = None) -> Image.I
     Returns:
         The image as it is stored: any mode, not turned.
     """
-    content = fileio.get(path, backend_args=backend_args)
+    return decode_image(fileio.get(path, backend_args=backend_args), path)
+
+
+def decode_image(content: bytes, path: str) -> Image.Image:
+    """Decodes an image.
+
+    Args:
+        content: What its file holds.
+        path: Its name for messages.
+
+    Returns:
+        The image as it is stored: any mode, not turned.
+    """
     if not content:
         raise ValueError(f'{path} is empty: it holds 0 bytes')
     try:
