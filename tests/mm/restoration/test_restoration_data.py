@@ -121,7 +121,7 @@ def test_faults_draw_from_the_global_generator():
 
 
 def test_what_does_not_match_is_refused_with_both_names(folders):
-    with pytest.raises(FileNotFoundError, match=r'baby.png has no partner babyx2'):
+    with pytest.raises(ValueError, match=r'baby.png has no partner babyx2'):
         pairs(folders, lq_name='{}x{scale}')
     Image.fromarray(picture(60, 32)).save(folders / 'Set/HR/baby.png')
     with pytest.raises(ValueError, match=r'baby.png has 60 x 32 .*baby_LRBI_x2.png 20 x 16'):

@@ -1,11 +1,10 @@
-"""Pairs of a good and a bad picture: from two folders, or from one with faults made on the fly."""
-import importlib.util
+"""Pairs of a good and a bad picture: from two folders or LMDBs, or from one with faults made on the fly."""
 import logging
 import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,77 +12,34 @@ from torch.utils.data import Dataset
 
 from ...registry import DATASETS, FUNCTIONS, TRANSFORMS
 from ...utils.suggest import check_choice
-from ..data import READ_ERRORS, convert_mode
-from ..image_io import flatten, open_image, orient
+from .storage import StoredPicture, open_store, read_pixels, resolve_folder
 
 __all__ = ['PairedImages', 'TestSets', 'collate_pairs', 'read_pixels']
 
 logger = logging.getLogger('visionssm')
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
-PACKAGE = 'package:'
 
-
-def read_pixels(path: str | Path, mode: str = 'RGB') -> torch.Tensor:
-    """Reads a picture of any kind as 8 bits a channel, turned as its EXIF data say, transparent parts on white.
-
-    Args:
-        path: The file.
-        mode: 'RGB' or 'L'.
-
-    Returns:
-        uint8, (C, H, W).
-    """
-    try:
-        image = orient(open_image(str(path)), str(path))
-    except READ_ERRORS as error:
-        if str(path) in str(error):
-            raise
-        raise ValueError(f'{path} cannot be read as an image: {error}') from error
-    if image.mode == 'F':
-        raise ValueError(f'{path} holds floating-point numbers, whose range is unknown: convert it to 8 or 16 bits')
-    pixels = np.array(convert_mode(flatten(image), mode))
-    return torch.from_numpy(pixels[..., None] if pixels.ndim == 2 else pixels).permute(2, 0, 1)
-
-
-def resolve_folder(folder: str) -> Path:
-    """Turns `package:NAME/FOLDER`, a folder inside an installed Python package, into a path; others stay."""
-    if not folder.startswith(PACKAGE):
-        return Path(folder)
-    name, _, rest = folder.removeprefix(PACKAGE).partition('/')
-    spec = importlib.util.find_spec(name)
-    if spec is None or not spec.submodule_search_locations:
-        raise FileNotFoundError(f'{folder}: the package {name} is not installed; install it, or name another folder')
-    return Path(spec.submodule_search_locations[0], rest)
-
-
-def _list_files(place: Path) -> list[Path]:
-    """The pictures of a folder, in order of their names; a file is its own list."""
-    if place.is_file():
-        return [place]
-    if not place.is_dir():
-        raise FileNotFoundError(f'there is no {place}')
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise FileNotFoundError(f'the folder {place} has no images ({", ".join(SUFFIXES)})')
-    return found
+class _Pair(NamedTuple):
+    target: StoredPicture
+    source: StoredPicture | None
 
 
 @DATASETS.register_module()
 class PairedImages(Dataset):
-    """Good pictures (`gt`) with bad ones (`lq`) from another folder, or with faults made on the fly.
+    """Good pictures (`gt`) with bad ones (`lq`) from another place, or with faults made on the fly.
 
     A sample is `dict(inputs=Tensor (C, h, w), targets=Tensor (C, scale h, scale w), path, index, name)`, float32 in
     [0, 1] (noise goes beyond). Random numbers come from Python's and PyTorch's global generators, which the loop seeds
     for each sample, so that a resumed run sees what the uninterrupted one would have seen.
 
     Args:
-        gt: Folder of the good pictures, or a picture, or several of these.
+        gt: Folder of the good pictures, or an LMDB of them, a picture, or several of these; see `storage.open_store`.
         lq: The bad ones, as many as `gt`; None makes them by `degrade`. `{scale}` and the keys of
             `variables` are filled in.
         data_root: Stands before both; `package:NAME/FOLDER` is a folder inside an installed Python package.
         scale: Size of a good picture over that of its bad one.
         lq_name: Name of a bad picture, without suffix, by that of the good one: '{}x{scale}' or '{}_LRBI_x{scale}'.
+            Of several templates the first counts that a place has a picture for.
         degrade: Config of a fault: `BicubicFault`, `NoiseFault`, `JpegFault` or `SecondOrderFault`.
         patch: Side of the good patch that a training sample is; None gives whole pictures.
         augment: Mirror and transpose patches, each with probability 1/2.
@@ -101,7 +57,7 @@ class PairedImages(Dataset):
             lq: str | Sequence[str] | None = None,
             data_root: str = '',
             scale: int = 1,
-            lq_name: str = '{}',
+            lq_name: str | Sequence[str] = '{}',
             degrade: dict[str, Any] | None = None,
             patch: int | None = None,
             augment: bool = False,
@@ -122,69 +78,78 @@ class PairedImages(Dataset):
         if self.degrade is not None and self.degrade.scale != scale:
             raise ValueError(f'scale is {scale} and that of degrade {self.degrade.scale}; they must be the same')
         self.scale, self.patch, self.augment, self.pad, self.mode = scale, patch, augment, pad, mode
-        self.cache: dict[Path, torch.Tensor] | None = {} if cache else None
+        self.cache: dict[StoredPicture, torch.Tensor] | None = {} if cache else None
         self.repeat = repeat
         fields = {**(variables or {}), 'scale': scale}
         good, bad = ([text.format(**fields) for text in ([part] if isinstance(part, str) else part or [])]
                      for part in (gt, lq))
         self.name = name or (Path(good[0]).parts or ('.',))[0]
         root = resolve_folder(data_root)
-        self.pairs: list[tuple[Path, Path | None]] = []
+        self.pairs: list[_Pair] = []
         if bad and len(bad) != len(good):
             raise ValueError(f'gt has {len(good)} entries and lq {len(bad)}; each needs its partner')
         for i, place in enumerate(good):
-            targets = _list_files(root / place)
+            store = open_store(root / place)
+            targets = [StoredPicture(store, number) for number in range(len(store))]
             sources = self._partners(targets, root / bad[i], lq_name, fields) if bad else [None] * len(targets)
-            self.pairs += zip(targets, sources, strict=True)
+            self.pairs += map(_Pair, targets, sources)
         self.metainfo = {'data_set': self.name}
 
     @staticmethod
-    def _partners(targets: Sequence[Path], folder: Path, template: str, fields: dict[str, Any]) -> list[Path]:
+    def _partners(
+            targets: Sequence[StoredPicture],
+            place: Path,
+            templates: str | Sequence[str],
+            fields: dict[str, Any],
+    ) -> list[StoredPicture]:
         """The bad picture of each good one, by its name."""
-        found = {path.stem: path for path in _list_files(folder)}
-        if folder.is_file():
-            return [folder]
+        store = open_store(place)
+        found = {name: StoredPicture(store, number) for number, name in enumerate(store.names)}
+        if place.is_file() and len(found) == len(targets) == 1:
+            return list(found.values())
+        templates = [templates] if isinstance(templates, str) else templates
         partners = []
         for target in targets:
-            wanted = template.format(target.stem, **fields)
-            if wanted not in found:
-                near = f'; the folder has {", ".join(sorted(path.name for path in found.values())[:3])} ...'
-                raise FileNotFoundError(f'{target} has no partner {wanted}.* in {folder}{near} Set lq_name '
-                                        "to the template of the names, as '{}x{scale}'")
-            partners.append(found[wanted])
+            wanted = [template.format(target.name, **fields) for template in templates]
+            name = next((name for name in wanted if name in found), None)
+            if name is None:
+                near = ', '.join(sorted(found)[:3])
+                raise ValueError(f'{target.label} has no partner {" or ".join(wanted)} in {place}, which has {near} '
+                                 "... Set lq_name to the template of the names, as '{}x{scale}'")
+            partners.append(found[name])
         return partners
 
     def __len__(self) -> int:
         return len(self.pairs) * self.repeat
 
-    def _read(self, path: Path) -> torch.Tensor:
+    def _read(self, picture: StoredPicture) -> torch.Tensor:
         if self.cache is None:
-            return read_pixels(path, self.mode)
-        if path not in self.cache:
-            self.cache[path] = read_pixels(path, self.mode)
-        return self.cache[path]
+            return picture.pixels(self.mode)
+        if picture not in self.cache:
+            self.cache[picture] = picture.pixels(self.mode)
+        return self.cache[picture]
 
     def _load(self, index: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The two pictures, uint8, (C, scale h, scale w) and (C, h, w)."""
-        target_path, source_path = self.pairs[index]
-        target, scale = self._read(target_path), self.scale
-        if source_path is None:
+        pair, scale = self.pairs[index], self.scale
+        target = self._read(pair.target)
+        if pair.source is None:
             height, width = (side // scale * scale for side in target.shape[-2:])
             if not height or not width:
-                raise ValueError(f'{target_path} has {target.shape[-1]} x {target.shape[-2]} pixels, too few to be '
-                                 f'shrunk {scale} times; take it out of the data set')
+                raise ValueError(f'{pair.target.label} has {target.shape[-1]} x {target.shape[-2]} pixels, too few '
+                                 f'to be shrunk {scale} times; take it out of the data set')
             return target[:, :height, :width], None
-        source = self._read(source_path)
+        source = self._read(pair.source)
         size = [scale * side for side in source.shape[-2:]]
         rest = [have - want for have, want in zip(target.shape[-2:], size)]
         # the benchmarks' good pictures are up to scale - 1 pixels larger
         if not all(0 <= side < scale for side in rest):
-            raise ValueError(f'{target_path} has {target.shape[-1]} x {target.shape[-2]} pixels and {source_path} '
-                             f'{source.shape[-1]} x {source.shape[-2]}, which times the scale {scale} are {size[1]} x '
-                             f'{size[0]}: the two do not belong together, or scale is wrong')
+            raise ValueError(f'{pair.target.label} has {target.shape[-1]} x {target.shape[-2]} pixels and '
+                             f'{pair.source.label} {source.shape[-1]} x {source.shape[-2]}, which times the scale '
+                             f'{scale} are {size[1]} x {size[0]}: the two do not belong together, or scale is wrong')
         return target[:, :size[0], :size[1]], source
 
-    def _grow(self, picture: torch.Tensor, side: int, path: Path) -> torch.Tensor:
+    def _grow(self, picture: torch.Tensor, side: int, path: str) -> torch.Tensor:
         """Refuse or pad what is smaller than the patch."""
         height, width = picture.shape[-2:]
         if min(height, width) >= side:
@@ -217,7 +182,7 @@ class PairedImages(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f'index {index} outside of a data set of {len(self)} pictures')
         place = index % len(self.pairs)
-        path = self.pairs[place][0]
+        path = self.pairs[place].target.label
         target, source = self._load(place)
         if self.patch is None:
             good = _to_float(target)
@@ -228,7 +193,7 @@ class PairedImages(Dataset):
             good, bad = self._cut(target, source)
         if self.augment:
             good, bad = _turn(good, bad)
-        return {'inputs': bad.contiguous(), 'targets': good.contiguous(), 'path': str(path), 'index': index,
+        return {'inputs': bad.contiguous(), 'targets': good.contiguous(), 'path': path, 'index': index,
                 'name': self.name}
 
 
