@@ -29,6 +29,8 @@ __all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint',
            'unwrap']
 
 _PLAIN_KEYS = ('state_dict', 'model', 'module', 'params')
+# trainings of diffusion models keep under this name what their authors draw with
+_SAMPLER_KEYS = ('ema',)
 _EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'params_ema')
 _WRAPPER_PREFIXES = ('module.', '_orig_mod.')
 # What the unpickler stumbles over in bytes that are no checkpoint, depending on where they stop making sense.
@@ -108,13 +110,13 @@ def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:
 
     Args:
         checkpoint: A state dict, or a dictionary that holds one under a usual name.
-        ema: Prefer the averaged weights where both are there.
+        ema: Prefer the averaged weights where both are there; those of a diffusion model (`ema`) always come first.
 
     Returns:
         The state dict; a plain state dict comes back as it is.
     """
     order = _EMA_KEYS + _PLAIN_KEYS if ema else _PLAIN_KEYS + _EMA_KEYS
-    for key in order:
+    for key in _SAMPLER_KEYS + order:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap(checkpoint[key], ema=ema)
     return {_strip(str(key)): value for key, value in checkpoint.items()}

@@ -1,5 +1,6 @@
 """What needs the package diffusers: samplers, DiS as one of its models, and the pipeline that draws images."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -240,10 +241,13 @@ class DiSPipeline(DiffusionPipeline):
             return None
         if class_labels is None:
             raise ValueError(f'This model needs class_labels, 0 to {classes - 1}.')
-        labels = [class_labels] * (batch_size or 1) if isinstance(class_labels, int) else list(class_labels)
-        wrong = [label for label in labels if not 0 <= label < classes]
+        given = class_labels.tolist() if isinstance(class_labels, torch.Tensor | np.ndarray) else class_labels
+        labels = [given] * (1 if batch_size is None else batch_size) if isinstance(given, int) else list(given)
+        wrong = [label for label in labels if not isinstance(label, int | np.integer) or not 0 <= label < classes]
         if wrong or not labels:
             raise ValueError(f'class_labels holds {wrong or "nothing"}; the model has the classes 0 to {classes - 1}.')
+        if batch_size not in (None, len(labels)):
+            raise ValueError(f'batch_size is {batch_size} and class_labels has {len(labels)} classes; leave one out.')
         return torch.tensor(labels)
 
     @torch.no_grad()
@@ -277,12 +281,20 @@ class DiSPipeline(DiffusionPipeline):
             The images.
         """
         check_choice('output_type', output_type, ('pil', 'np', 'pt', 'latent'))
+        if not 0 <= eta <= 1:
+            raise ValueError(f'eta is {eta}; it must be from 0 to 1.')
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f'guidance_scale is {guidance_scale}; it must be finite.')
         net, device = self.transformer.net, self._execution_device
         labels = self._labels(class_labels, batch_size)
         if labels is None and guidance_scale != 1:
             raise ValueError(f'guidance_scale is {guidance_scale}, and an unconditional model cannot be guided by '
                              'classes; set 1.')
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f'batch_size is {batch_size}; it must be at least 1.')
         count = (batch_size or 1) if labels is None else len(labels)
+        if isinstance(generator, list) and len(generator) != count:
+            raise ValueError(f'{len(generator)} generators were given for {count} images; give one an image, or one.')
         x = randn_tensor((count, net.in_chans, net.img_size, net.img_size), generator, device, torch.float32)
         guided = guidance_scale != 1
         if labels is not None:

@@ -422,7 +422,8 @@ class CheckpointHook(_CheckpointHook):
             from .portable import export_dense
             target = export_dense(runner.saved_state, folder, runner.cfg, meta, notes)
         elif hasattr(model, 'export'):
-            target = model.export(runner.saved_state, folder, notes)
+            classes = {'classes': list(meta['classes'])} if meta.get('classes') else {}
+            target = model.export(runner.saved_state, folder, {**notes, **classes})
         elif hasattr(model, 'model'):
             target = export_best(model, runner.saved_state, folder, tuple(meta.get('classes') or ()), notes)
         else:

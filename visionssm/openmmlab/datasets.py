@@ -314,6 +314,8 @@ class FashionMNIST(ImageDataset):
         seed: Seed of the random transforms.
     """
 
+    METAINFO = {'classes': tuple(FASHION_CLASSES)}
+
     def __init__(
             self,
             split: Literal['train', 'test'] = 'train',

@@ -187,7 +187,7 @@ class NaNGuardHook(Hook):
                       'each gradient is finite and their norm overflows')
         raise NonFiniteError(f'the gradient is {norm.item()} at step {runner.iter + 1} (epoch {runner.epoch + 1}); '
                              f'{origin}. The weights still are those of the step before; lower the learning rate or '
-                             'clip gradients.')
+                             f'clip gradients.{_notes(runner)}')
 
     def _find_module(self, runner: Runner) -> str:
         model = runner.bare_model

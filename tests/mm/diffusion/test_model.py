@@ -1,4 +1,6 @@
 """The diffusion model in the engine: losses, fixed validation, training with average and grids, and its errors."""
+from argparse import Namespace
+
 import pytest
 import torch
 
@@ -11,7 +13,10 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from safetensors.torch import save_file
 
+import visionssm
+from visionssm.checkpoints import load_state_dict, read_checkpoint
 from visionssm.openmmlab.check import check_config
+from visionssm.openmmlab.checkpoint import load_any_weights
 from visionssm.openmmlab.diffusion.data import ADMCenterCrop, LatentDataset
 from visionssm.openmmlab.diffusion.metrics import DiffusionLoss
 from visionssm.openmmlab.diffusion.model import DiffusionModel, LatentPreprocessor
@@ -109,6 +114,34 @@ def test_a_loss_that_is_no_number_stops_with_step_time_and_checkpoint(tmp_path):
         runner.train()
 
 
+@pytest.mark.parametrize('where', ['loss', 'gradient'])
+def test_the_report_of_a_nan_names_a_checkpoint_that_is_good(tmp_path, where):
+    cfg = tiny_config(tmp_path)
+    cfg.default_hooks.checkpoint.interval = 2
+    runner = VisionRunner.from_cfg(cfg)
+    model = runner.model
+
+    def poison(*_):
+        if runner.iter == 2:
+            parameter = model.model.mid_block.mixer.out_proj.weight
+            if where == 'gradient':
+                parameter.register_hook(lambda gradient: gradient * torch.nan)
+            else:
+                parameter.data[0, 0] = torch.inf
+
+    model.register_forward_pre_hook(poison)
+    with pytest.raises(NonFiniteError) as caught:
+        runner.train()
+    message = str(caught.value)
+    assert 'at step 3 (epoch ' in message
+    assert where == 'gradient' or 'mid_block.mixer.out_proj.weight' in message
+    assert f'time steps of the batch are {", ".join(map(str, model.last_steps))}' in message
+    assert len(model.last_steps) == 8
+    path = message.rpartition('the last checkpoint is ')[2].rstrip('.')
+    assert path == str(tmp_path / 'iter_2.pth')
+    assert all(value.isfinite().all() for value in read_checkpoint(path)['state_dict'].values())
+
+
 def test_pictures_are_cut_as_adm_does():
     image = Image.fromarray(np.tile(np.arange(200, dtype=np.uint8)[None, :, None], (100, 1, 3)))
     picture = ADMCenterCrop(40)(image)
@@ -134,7 +167,12 @@ def test_cached_latents_are_drawn_and_scaled(tmp_path):
     (lambda: DiffusionModel({}), "needs a 'name'"),
     (lambda: DiffusionModel({'name': 'dis_picco'}), 'dis_pico'),
     (lambda: DiffusionModel({'name': 'dis_pico', 'depht': 3}), 'depht'),
-    (lambda: DiffusionModel(TINY)(torch.zeros(1, 3, 28, 28), torch.tensor([0]), mode='loss'), 'takes 1 channels'),
+    (lambda: DiffusionModel(TINY)(torch.zeros(1, 3, 28, 28), torch.tensor([0]), mode='loss'),
+     r'images have the shape \(3, 28, 28\) and the model takes \(1, 28, 28\)'),
+    (lambda: DiffusionModel(TINY, data_preprocessor={'type': 'LatentPreprocessor'})(
+        torch.zeros(1, 4, 8, 8), torch.tensor([0]), mode='loss'),
+     r'latents have the shape \(4, 8, 8\) and the model takes \(1, 28, 28\)'),
+    (lambda: LatentPreprocessor()({'inputs': torch.zeros(2, 3, 8, 8)}), 'expected means and deviations'),
     (lambda: DiffusionModel(TINY)(torch.zeros(1, 1, 32, 32), torch.tensor([0]), mode='loss'), '1, 28, 28'),
     (lambda: DiffusionModel(TINY)(torch.zeros(1, 1, 28, 28), torch.tensor([10]), mode='loss'), 'classes 0 to 9'),
     (lambda: DiffusionModel(TINY, dict(learn_sigma=False)), 'learn_sigma'),
@@ -148,3 +186,18 @@ def test_wrong_arguments_are_named(call, message):
 def test_data_without_latents_name_the_tool(tmp_path):
     with pytest.raises(FileNotFoundError, match='cache_latents'):
         LatentDataset(str(tmp_path))
+    (tmp_path / 'latents.json').write_text('{"classes": [], "shards": [{"file": "a.safetensors", "images": 3}]}')
+    with pytest.raises(FileNotFoundError, match='a.safetensors, which is not there'):
+        LatentDataset(str(tmp_path))
+
+
+def test_weights_of_the_authors_training_are_the_averaged_ones(tmp_path):
+    net = DiffusionModel(TINY).model
+    average = visionssm.to_official('dis', net)
+    other = {key: torch.zeros_like(value) for key, value in average.items()}
+    torch.save({'model': other, 'ema': average, 'opt': {}, 'args': Namespace(lr=1e-4)}, tmp_path / '0100000.pt')
+    model = DiffusionModel(TINY)
+    load_any_weights(model, tmp_path / '0100000.pt')
+    assert all(torch.equal(value, net.state_dict()[key]) for key, value in model.model.state_dict().items())
+    rebuilt = visionssm.from_official('dis', load_state_dict(tmp_path / '0100000.pt'))
+    assert torch.equal(rebuilt.pos_embed, net.pos_embed)

@@ -59,6 +59,11 @@ class LatentDataset(Dataset):
         self.root, self.flip, self.seed = Path(root), flip, seed
         facts = json.loads(index.read_text())
         self.shards: list[dict[str, Any]] = facts['shards']
+        missing = [shard['file'] for shard in self.shards if not Path(root, shard['file']).is_file()]
+        if missing:
+            raise FileNotFoundError(f'{index} names {", ".join(missing[:5])}, which is not there ({len(missing)} of '
+                                    f'{len(self.shards)} files); copy the whole folder, or run the same '
+                                    'tools/cache_latents.py again')
         self.metainfo = {'classes': tuple(facts['classes'])}
         self.places = [(number, row) for number, shard in enumerate(self.shards) for row in range(shard['images'])]
         self._open: dict[int, Any] = {}

@@ -66,6 +66,9 @@ class LatentPreprocessor(BaseDataPreprocessor):
             The batch with `inputs` (B, C, H, W).
         """
         data = self.cast_data(data)
+        if data['inputs'].dim() != 4 or data['inputs'].shape[1] % 2:
+            raise ValueError(f'the inputs have the shape {tuple(data["inputs"].shape)}; expected means and deviations '
+                             'of latents, (B, 2 C, H, W), as LatentDataset reads them')
         mean, deviation = data['inputs'].float().chunk(2, dim=1)
         data['inputs'] = self.scale * (mean + deviation * torch.randn_like(mean) if training else mean)
         return data
@@ -129,9 +132,11 @@ class DiffusionModel(BaseModel):
     def _check(self, inputs: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor | None:
         """Return the labels, None for a model without classes."""
         net = self.model
-        if inputs.shape[1] != net.in_chans:
-            raise ValueError(f'the model takes {net.in_chans} channels and the images have {inputs.shape[1]}; set '
-                             f'model.model.in_chans={inputs.shape[1]} or convert the images')
+        shape = (net.in_chans, net.img_size, net.img_size)
+        if tuple(inputs.shape[1:]) != shape:
+            kind = 'latents' if isinstance(self.data_preprocessor, LatentPreprocessor) else 'images'
+            raise ValueError(f'the {kind} have the shape {tuple(inputs.shape[1:])} and the model takes {shape}; set '
+                             'model.model.in_chans and model.model.img_size, or prepare them in another size')
         if net.num_classes == 0:
             return None
         if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < net.num_classes:
@@ -193,13 +198,14 @@ class DiffusionModel(BaseModel):
         Args:
             state: State dict of this model.
             folder: Where `model.safetensors` goes; `visionssm.create_model(NAME, checkpoint_path=...)` reads it.
-            notes: Plain values about the training, kept in the file's metadata.
+            notes: Plain values about the training, kept in the file's metadata; `classes` names the classes.
 
         Returns:
             The path of the weights.
         """
-        config = {'architecture': self.options['name'], 'task': 'diffusion',
+        notes = dict(notes)
+        config = {'architecture': self.options['name'], 'task': 'diffusion', 'classes': notes.pop('classes', []),
                   'model_args': {key: value for key, value in self.options.items() if key != 'name'}}
         weights = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
-        metadata = {'config': json.dumps(config), 'notes': json.dumps(dict(notes))}
+        metadata = {'config': json.dumps(config), 'notes': json.dumps(notes)}
         return Path(save_safetensors(weights, Path(folder) / 'model.safetensors', metadata))

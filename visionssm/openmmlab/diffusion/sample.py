@@ -1,7 +1,6 @@
 """Sampling from a trained model: pictures that depend on seed, class and number alone, whatever the batch is."""
 import argparse
 import io
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DefaultScope
+from mmengine.utils import import_modules_from_strings
 from PIL import Image
 from torch import nn
 from tqdm import tqdm
 
 from ...checkpoints import CheckpointError
-from ...registry import MODELS
+from ...registry import DATASETS, MODELS
 from ...utils.suggest import did_you_mean
 from ..check import ConfigError
 from ..checkpoint import atomic_write, load_any_weights
 from ..cli import _OptionsAction, load_config, run_command
+from ..facts import describe_dense
+from .latents import check_settings, load_autoencoder, weights_digest
 
 __all__ = ['Job', 'draw', 'make_pipeline', 'parse_sample', 'sample', 'to_grid']
 
@@ -48,8 +51,13 @@ def make_pipeline(model: nn.Module, sampler: str = 'ddpm', steps: int | str | No
     scheduler = make_scheduler(sampler, model.process, steps, clip)
     vae = None
     if model.vae is not None:
-        from diffusers import AutoencoderKL
-        vae = AutoencoderKL.from_pretrained(model.vae).to(next(model.parameters()).device)
+        vae = load_autoencoder(model.vae, next(model.parameters()).device)
+        scale = getattr(model.data_preprocessor, 'scale', None)
+        if vae.config.latent_channels != model.model.in_chans or scale != vae.config.scaling_factor:
+            raise ConfigError(
+                f'the autoencoder {model.vae!r} has latents of {vae.config.latent_channels} channels, scaled by '
+                f'{vae.config.scaling_factor}, and the model was trained for {model.model.in_chans} channels, scaled '
+                f'by {scale}; set model.vae, or model.data_preprocessor.scale before a training')
     pipe = DiSPipeline(model.model, scheduler, vae)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -121,7 +129,8 @@ def parse_sample(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--eta', type=float, default=0.0, help='noise of DDIM, from 0 to 1')
     parser.add_argument('--clip', action='store_true', help='keep the estimate of the picture in range at every step')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--batch-size', type=int, default=32, help='pictures at a time; changes none of them')
+    parser.add_argument('--batch-size', type=int, default=32, help='pictures at a time; other numbers may change the '
+                                                                    'last bit of a pixel')
     parser.add_argument('--out', default='samples', help='a folder for single files, where a second run goes on, or a '
                                                          'file NAME.png for one grid')
     parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE')
@@ -131,21 +140,28 @@ def parse_sample(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _load(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the model with its weights, and the names of the classes as the checkpoint has them."""
+def _names(cfg: Config, checkpoint: str) -> tuple[str, ...]:
+    """Names of the classes: what the checkpoint says, else the config, else the class of its data set."""
+    data = (cfg.get('train_dataloader') or {}).get('dataset') or {}
+    kind = data.get('type')
+    found = getattr(DATASETS.get(kind) if isinstance(kind, str) else kind, 'METAINFO', {})
+    meta = {**found, **(data.get('metainfo') or {}), **describe_dense(checkpoint).dataset_meta}
+    return tuple(meta.get('classes') or ())
+
+
+def _load(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...], Config]:
+    """Return the model with its weights, the names of its classes as far as they are known, and the config."""
     cfg = load_config(args)
-    with DefaultScope.overwrite_default_scope('visionssm'):
-        model = MODELS.build(cfg.model)
-    if not hasattr(model, 'process'):
-        raise ConfigError(f'{args.config} is not the config of a diffusion model; model.type is {cfg.model.type}')
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise CheckpointError(f'{args.checkpoint} does not exist')
+    with DefaultScope.overwrite_default_scope('visionssm'):
+        import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
+        model = MODELS.build(cfg.model)
+        if not hasattr(model, 'process'):
+            raise ConfigError(f'{args.config} is not the config of a diffusion model; model.type is {cfg.model.type}')
+        names = _names(cfg, args.checkpoint)
     load_any_weights(model, args.checkpoint)
-    names: tuple[str, ...] = ()
-    if 'FashionMNIST' in str(cfg.get('train_dataloader', {}).get('dataset', {}).get('type')):
-        from ..datasets import FASHION_CLASSES
-        names = tuple(FASHION_CLASSES)
-    return model.to(args.device or get_device()).eval(), names
+    return model.to(args.device or get_device()).eval(), names, cfg
 
 
 def _classes(given: Sequence[str] | None, count: int, names: Sequence[str]) -> list[int | None]:
@@ -155,12 +171,13 @@ def _classes(given: Sequence[str] | None, count: int, names: Sequence[str]) -> l
         return [None]
     found: list[int | None] = []
     for text in given or map(str, range(count)):
-        label = names.index(text) if text in names else int(text) if text.isdigit() else -1
+        label = names.index(text) if text in names else int(text) if text.isdecimal() else -1
         if not 0 <= label < count:
-            near = did_you_mean(text, names) if names and not text.isdigit() else ''
+            near = '' if text.isdecimal() else did_you_mean(text, names) if names else (
+                'Neither the checkpoint nor the config names them.')
             raise ValueError(f'--classes {text}: the model has the classes 0 to {count - 1}. {near}'.rstrip())
         found.append(label)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _png(picture: Image.Image) -> bytes:
@@ -174,18 +191,6 @@ def _file(folder: Path, job: Job) -> Path:
     return folder / (f'{number:05d}.png' if label is None else f'{label:04d}_{number:05d}.png')
 
 
-def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on with other settings than those of the files that are there."""
-    path = folder / 'settings.json'
-    if path.is_file():
-        before = json.loads(path.read_text())
-        different = [f'{key} {before.get(key)!r}' for key in settings if before.get(key) != settings[key]]
-        if different:
-            raise ConfigError(f'{folder} holds pictures of another run ({", ".join(different)}); give another --out, '
-                              'or the same settings to go on')
-    atomic_write(json.dumps(settings, indent=2).encode(), path)
-
-
 def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
     rest = iter(jobs)
     while batch := list(islice(rest, size)):
@@ -196,7 +201,9 @@ def _sample(args: argparse.Namespace) -> int:
     for name in ('num', 'steps', 'batch_size'):
         if getattr(args, name) < 1:
             raise ValueError(f'--{name.replace("_", "-")} is {getattr(args, name)}; it must be at least 1')
-    model, names = _load(args)
+    if args.seed < 0:
+        raise ValueError(f'--seed is {args.seed}; it must be at least 0')
+    model, names, cfg = _load(args)
     count = model.model.num_classes
     scale = args.cfg_scale if args.cfg_scale is not None else (1.5 if count else 1.0)
     if not count and scale != 1:
@@ -209,13 +216,15 @@ def _sample(args: argparse.Namespace) -> int:
     single = out.suffix.lower() != '.png'
     todo = jobs
     if single:
-        _check_folder(out, {'config': args.config, 'checkpoint': args.checkpoint, 'sampler': args.sampler,
-                            'steps': args.steps, 'cfg_scale': scale, 'eta': args.eta, 'clip': args.clip,
-                            'seed': args.seed})
+        check_settings(out, {
+            'model': cfg.model.to_dict(), 'weights': weights_digest(model.model), 'sampler': args.sampler,
+            'steps': args.steps, 'cfg_scale': scale, 'eta': args.eta, 'clip': args.clip, 'seed': args.seed,
+        }, {'config': args.config, 'checkpoint': args.checkpoint})
         # files appear whole or not at all, so one that is there is finished
         todo = [job for job in jobs if not _file(out, job).is_file()]
     pictures: list[Image.Image] = []
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit='picture', disable=not sys.stderr.isatty()) as bar:
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit='picture', disable=None,
+              dynamic_ncols=True) as bar:
         for batch in _batches(todo, args.batch_size):
             drawn = draw(pipe, batch, args.seed, scale, args.eta)
             if single:
@@ -242,4 +251,5 @@ def sample(argv: Sequence[str] | None = None) -> int:
     args = parse_sample(argv)
     with torch.inference_mode():
         return run_command(lambda: _sample(args), args.debug, 'stopped; the same command goes on', (
-            CheckpointError, ConfigError, OSError, ValueError, ImportError))
+            # a device that cannot be used or runs out of memory raises a RuntimeError
+            ImportError, OSError, RuntimeError, ValueError))
