@@ -13,21 +13,9 @@ from pathlib import Path
 
 try:
     from visionssm.data.composed import FORMATS, ComposeOptions, Photographs, draw_sheet, make_composed_data
+    from visionssm.data.photos import SKIMAGE
 except ImportError as error:
     sys.exit(f'{error}\nInstall the checkout first: pip install -e .[det,seg]')
-
-# what lies inside scikit-image's wheel, is a photograph, and is in the public domain or CC0 by its own documentation
-SKIMAGE = {
-    'train': {'astronaut.png': 'Eileen Collins, by NASA, public domain',
-              'brick.png': 'brick wall, CC0Textures, CC0',
-              'camera.png': 'cameraman, by Lav Varshney, CC0',
-              'coffee.png': 'coffee cup, by Rachel Michetti, CC0',
-              'grass.png': 'grass, by linolafett on DeviantArt, CC0'},
-    'val': {'chelsea.png': 'Chelsea the cat, by Stefan van der Walt, CC0',
-            'clock_motion.png': 'clock, by Stefan van der Walt, public domain',
-            'gravel.png': 'gravel, CC0Textures, CC0',
-            'rocket.jpg': 'launch of DSCOVR, by SpaceX, public domain'},
-}
 
 
 def skimage_photographs() -> dict[str, Photographs]:

@@ -13,8 +13,6 @@ What later garments cover belongs to them; a garment that would leave less than 
 placed elsewhere or left out, so everything that is seen is also annotated.
 """
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -23,9 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 from .fashion import FASHION_CLASSES, embedded_fashion_mnist
+from .folders import make_room, replace_folder
+from .photos import read_photograph
 
 __all__ = ['ADE_CLASSES', 'ComposeOptions', 'Composition', 'Photographs', 'compose', 'encode_rle', 'garment_mask',
            'draw_sheet', 'make_composed_data']
@@ -126,7 +126,7 @@ class Photographs:
 
     def crop(self, rng: np.random.Generator, size: int) -> np.ndarray:
         """Returns a random square piece of a random photograph, mirrored or not: (size, size, 3) uint8."""
-        photograph = _read_photograph(self.paths[rng.integers(len(self.paths))])
+        photograph = _read_small(self.paths[rng.integers(len(self.paths))])
         shorter = min(photograph.size)
         side = int(rng.integers(min(size, shorter), shorter + 1))
         left, top = (int(rng.integers(extent - side + 1)) for extent in photograph.size)
@@ -149,12 +149,8 @@ class Photographs:
 
 
 @lru_cache(maxsize=64)
-def _read_photograph(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            photograph = ImageOps.exif_transpose(image).convert('RGB')
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f'{path} cannot be read as a photograph: {error}') from error
+def _read_small(path: Path) -> Image.Image:
+    photograph = read_photograph(path)
     photograph.thumbnail((MAX_PHOTOGRAPH_SIDE, MAX_PHOTOGRAPH_SIDE), Image.Resampling.LANCZOS)
     return photograph
 
@@ -363,23 +359,6 @@ def draw_sheet(folder: str | Path, split: str = 'train', count: int = 12, column
     return sheet
 
 
-def _make_room(target: Path, force: bool) -> None:
-    if target.exists() and not force:
-        raise FileExistsError(f'{target} exists: remove it, name another folder, or give --force to replace it')
-    if target.exists() and not (target / 'README.txt').is_file():
-        # a mistyped folder must not cost anyone their data
-        raise FileExistsError(f'{target} was not made by this tool (it has no README.txt): remove it by hand')
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Gives a finished folder its name; what was there goes only after the new one is complete."""
-    old = target.with_name(f'.{target.name}.{os.getpid()}.old')
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _write_split(
         folders: dict[str, Path],
         split: str,
@@ -450,7 +429,7 @@ def make_composed_data(
             raise ValueError(f'{counts[split]} images for {split}: at least 1 is needed')
     targets = {form: Path(output) / f'composed-{form}' for form in formats}
     for target in targets.values():
-        _make_room(target, force)
+        make_room(target, force)
     Path(output).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix='.composed-', dir=output) as temporary:
         folders = {form: Path(temporary) / form for form in targets}
@@ -458,5 +437,5 @@ def make_composed_data(
             _write_split(folders, split, counts[split], photographs[split], options, progress)
         for form, folder in folders.items():
             (folder / 'README.txt').write_text(_readme(counts, options, photographs, form))
-            _replace(folder, targets[form])
+            replace_folder(folder, targets[form])
     return targets
