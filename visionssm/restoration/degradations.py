@@ -96,12 +96,12 @@ def compress_jpeg(x: torch.Tensor, quality: int) -> torch.Tensor:
 
 
 def blur(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    """Convolve an image (C, H, W) with an odd kernel (k, k), mirrored at the borders."""
-    half = kernel.shape[-1] // 2
-    at = [torch.arange(-half, side + half) % max(2 * side - 2, 1) for side in x.shape[1:]]
+    """Convolve an image (C, H, W) with a kernel of odd sides, (k, l), mirrored at the borders."""
+    at = [torch.arange(-(size // 2), side + size // 2, device=x.device) % max(2 * side - 2, 1)
+          for side, size in zip(x.shape[1:], kernel.shape)]
     rows, columns = (torch.minimum(i, 2 * side - 2 - i) if side > 1 else i * 0 for i, side in zip(at, x.shape[1:]))
     padded = x[:, rows][:, :, columns]
-    return F.conv2d(padded.unsqueeze(1), kernel.to(x.dtype)[None, None]).squeeze(1)
+    return F.conv2d(padded.unsqueeze(1), kernel.to(x)[None, None]).squeeze(1)
 
 
 def _grid(size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ from ...restoration.degradations import (
     compress_jpeg,
     shrink_bicubic,
 )
+from ...restoration.sharpen import unsharp_mask
 
 __all__ = ['BicubicFault', 'JpegFault', 'NoiseFault', 'SecondOrderFault']
 
@@ -108,9 +109,9 @@ class SecondOrderFault:
         first: Replaces values of the first stage, see `restoration.degradations.Stage`.
         second: Replaces values of the second stage.
         final_sinc: Probability of the last ringing filter.
+        sharpen: Spoil the picture after `unsharp_mask`, as Real-ESRGAN does; its losses then have `sharpen=True` too.
+        margin: Pixels around a patch that are spoilt with it, so that its borders are none; a multiple of `scale`.
     """
-
-    margin = 0
 
     def __init__(
             self,
@@ -118,9 +119,15 @@ class SecondOrderFault:
             first: dict[str, Any] | None = None,
             second: dict[str, Any] | None = None,
             final_sinc: float = 0.8,
+            sharpen: bool = False,
+            margin: int = 0,
     ) -> None:
         _check_scale(scale)
+        if margin < 0 or margin % scale:
+            raise ValueError(f'margin is {margin}; it must be a multiple of the scale {scale}, or 0')
         self.scale = self.align = scale
+        self.sharpen = sharpen
+        self.margin = margin
         try:
             stages = replace(Stage(), **(first or {})), replace(SECOND_STAGE, **(second or {}))
         except TypeError as error:
@@ -129,4 +136,4 @@ class SecondOrderFault:
 
     def __call__(self, picture: torch.Tensor) -> torch.Tensor:
         """Spoil a picture."""
-        return self.spoil(picture)
+        return self.spoil(unsharp_mask(picture) if self.sharpen else picture)
