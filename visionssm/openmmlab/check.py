@@ -17,7 +17,7 @@ from .optim import optimizer_class
 from .runner import OWN_HOOKS
 from .scopes import SCOPES, registries
 
-__all__ = ['ConfigError', 'accepted_arguments', 'check_config', 'check_overrides']
+__all__ = ['ConfigError', 'accepted_arguments', 'check_config', 'check_overrides', 'optimizer_sections']
 
 EXTRA_TOP_KEYS = {'activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval',
                   'find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model', 'tta_pipeline'}
@@ -128,7 +128,8 @@ def check_config(cfg: Config) -> None:
             if not isinstance(number, int) and not (isinstance(number, float) and number.is_integer()):
                 raise ConfigError(f'train_cfg.{name} must be a whole number, got {number!r}')
         if key == 'optim_wrapper':
-            _check_optimizer(value)
+            for place, section in optimizer_sections(value).items():
+                _check_optimizer(place, section)
         else:
             _check_nested(key, value, types)
 
@@ -191,22 +192,36 @@ def _compare(where: str, given: Iterable[str], known: set[str], closed: bool = T
             raise ConfigError(f'{where} has no key {key!r}. {hint}It takes {", ".join(listed)}.')
 
 
-def _check_optimizer(section: Mapping) -> None:
+def optimizer_sections(cfg: Mapping) -> dict[str, Any]:
+    """The parts of a config's `optim_wrapper` that describe one optimizer each, by their place.
+
+    Args:
+        cfg: The config's `optim_wrapper`.
+
+    Returns:
+        Place to section: `optim_wrapper` alone, or `optim_wrapper.generator` and the like where there are several.
+    """
+    several = {f'optim_wrapper.{key}': part for key, part in cfg.items()
+               if isinstance(part, Mapping) and 'optimizer' in part}
+    return several or {'optim_wrapper': cfg}
+
+
+def _check_optimizer(place: str, section: Mapping) -> None:
     wrapper = OPTIM_WRAPPERS.get(section.get('type', 'visionssm.OptimWrapper'))
     if wrapper is not None:
         names, closed = accepted_arguments(wrapper)
-        _compare('optim_wrapper', section, names | {'type', 'constructor', 'paramwise_cfg', 'optimizer'}, closed)
+        _compare(place, section, names | {'type', 'constructor', 'paramwise_cfg', 'optimizer'}, closed)
     optimizer = section.get('optimizer')
     if isinstance(optimizer, Mapping) and 'type' in optimizer:
         names, closed = accepted_arguments(optimizer_class(optimizer['type']))
-        _compare('optim_wrapper.optimizer', optimizer, names | {'type'}, closed)
+        _compare(f'{place}.optimizer', optimizer, names | {'type'}, closed)
         for key in ('lr', 'weight_decay'):
             if not isinstance(optimizer.get(key, 0.0), int | float):
-                raise ConfigError(f'optim_wrapper.optimizer.{key} must be a number, got {optimizer[key]!r}')
+                raise ConfigError(f'{place}.optimizer.{key} must be a number, got {optimizer[key]!r}')
     clip = section.get('clip_grad')
     if isinstance(clip, Mapping):
         clipper = clip_grad_value_ if clip.get('type') == 'value' else clip_grad_norm_
-        _compare('optim_wrapper.clip_grad', clip, accepted_arguments(clipper)[0] | {'type'})
+        _compare(f'{place}.clip_grad', clip, accepted_arguments(clipper)[0] | {'type'})
 
 
 def _check_nested(where: str, value: Any, types: _Types) -> None:

@@ -202,7 +202,8 @@ def load_any_weights(model: nn.Module, source: str | os.PathLike, keep_head: boo
         source: As :func:`load_weights` and :func:`load_dense_weights` take.
         keep_head: Leave the classifier as it is where the file's has another number of classes.
     """
-    if all(key.startswith('model.') for key in model.state_dict()):
+    apart = tuple(f'{name}.' for name in getattr(model, 'training_only', ()))
+    if all(key.startswith(('model.', *apart)) for key in model.state_dict()):
         load_weights(model.model, source, keep_head)
     else:
         load_dense_weights(model, source, keep_head)

@@ -12,7 +12,7 @@ from mmengine.registry import DefaultScope
 
 from ..checkpoints import CheckpointError
 from ..utils.paths import config_root
-from .check import ConfigError, check_config, check_overrides
+from .check import ConfigError, check_config, check_overrides, optimizer_sections
 from .data import UnreadableImagesError
 from .evaluate_dense import record_scores, summary
 from .hooks import NonFiniteError
@@ -149,13 +149,13 @@ def train_config(args: argparse.Namespace) -> Config:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
-        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if str(kind).removeprefix('visionssm.') not in ('OptimWrapper', 'AmpOptimWrapper'):
-            raise ConfigError(f'--amp cannot replace optim_wrapper.type={kind!r}; it stands for AmpOptimWrapper')
-        # the bare name means MMEngine's, which refuses to run without a GPU, in configs of other scopes
-        prefix = '' if cfg.default_scope == 'visionssm' else 'visionssm.'
-        cfg.optim_wrapper.update(type=f'{prefix}AmpOptimWrapper',
-                                 dtype={'bf16': 'bfloat16', 'fp16': 'float16'}[args.amp])
+        for place, section in optimizer_sections(cfg.optim_wrapper).items():
+            kind = section.get('type', 'OptimWrapper')
+            if str(kind).removeprefix('visionssm.') not in ('OptimWrapper', 'AmpOptimWrapper'):
+                raise ConfigError(f'--amp cannot replace {place}.type={kind!r}; it stands for AmpOptimWrapper')
+            # the bare name means MMEngine's, which refuses to run without a GPU, in configs of other scopes
+            prefix = '' if cfg.default_scope == 'visionssm' else 'visionssm.'
+            section.update(type=f'{prefix}AmpOptimWrapper', dtype={'bf16': 'bfloat16', 'fp16': 'float16'}[args.amp])
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise ConfigError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=N) in the config: the batch '

@@ -12,6 +12,7 @@ import torch.nn as nn
 from mmengine.dist import all_reduce_params, get_rank, is_distributed, is_main_process
 from mmengine.hooks import EMAHook as _EMAHook
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from tqdm import tqdm
@@ -135,8 +136,9 @@ class NaNGuardHook(Hook):
         """
         self.handles = [runner.bare_model.register_forward_hook(lambda _, __, output: self._check_loss(runner, output))]
         if self.check_gradients:
-            optimizer = runner.optim_wrapper.optimizer
-            self.handles.append(optimizer.register_step_pre_hook(lambda *_: self._check_gradients(runner)))
+            wrapper = runner.optim_wrapper
+            for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+                self.handles.append(each.optimizer.register_step_pre_hook(lambda *_: self._check_gradients(runner)))
 
     def after_train(self, runner: Runner) -> None:
         """Stop watching.

@@ -16,9 +16,11 @@ from mmengine.device import get_device
 from mmengine.dist import broadcast, is_distributed, is_main_process
 from mmengine.logging import MMLogger
 from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.optim import _ParamScheduler
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner as _Runner
 from mmengine.runner.base_loop import BaseLoop
+from mmengine.utils import apply_to
 from torch.utils.data import DataLoader
 
 from ..checkpoints import CheckpointError, check_fit
@@ -205,6 +207,11 @@ class VisionRunner(_Runner):
             The wrapped model.
         """
         cfg = dict(model_wrapper_cfg) if model_wrapper_cfg else {}
+        if getattr(model, 'averages_gradients', False):
+            if cfg:
+                raise ValueError(f'{type(model).__name__} averages gradients itself; set model_wrapper_cfg=None, which '
+                                 f'is {cfg}')
+            return model.to(get_device())
         if cfg.get('type') in SHARD_TYPES:
             if not self.distributed:
                 self.logger.warning('FullyShard needs several processes (--launcher pytorch); the model stays whole')
@@ -360,7 +367,9 @@ class VisionRunner(_Runner):
         if save_optimizer:
             checkpoint['optimizer'] = dist.gather(self.optim_wrapper.state_dict())
         if save_param_scheduler and self.param_schedulers is not None:
-            checkpoint['param_schedulers'] = [scheduler.state_dict() for scheduler in self.param_schedulers]
+            # a dictionary of lists where there are several optimizers
+            checkpoint['param_schedulers'] = apply_to(self.param_schedulers, lambda x: isinstance(x, _ParamScheduler),
+                                                      lambda x: x.state_dict())
         self.call_hook('before_save_checkpoint', checkpoint=checkpoint)
         self.saved_state = checkpoint['state_dict']
         if not is_main_process():
