@@ -8,3 +8,6 @@ model = dict(
     model=dict(name='dis_huge_patch2', img_size=32, in_chans=4, num_classes=1000),
     data_preprocessor=dict(type='LatentPreprocessor'),
     vae='stabilityai/sd-vae-ft-ema')
+
+# what ADM's evaluation and, after it, that of DiT compare with; the authors' own reference is not published
+test_evaluator = dict(reference='data/VIRTUAL_imagenet256_labeled.npz')

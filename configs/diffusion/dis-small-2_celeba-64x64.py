@@ -9,4 +9,4 @@ model = dict(
 data = dict(root='data/celeba', transform=dict(size=64))
 train_dataloader = dict(dataset=data)
 val_dataloader = dict(dataset=data)
-test_dataloader = val_dataloader
+test_dataloader = dict(dataset=data)

@@ -8,4 +8,4 @@ model = dict(
 data = dict(root='data/cifar10', name='torch/cifar10')
 train_dataloader = dict(dataset=data)
 val_dataloader = dict(dataset=data)
-test_dataloader = val_dataloader
+test_dataloader = dict(dataset=data)

@@ -21,7 +21,7 @@ def as_numpy(item: Moments) -> dict[str, np.ndarray]:
 def test_moments_are_those_of_numpy():
     features = cloud(9000, 5, 0, shift=3.0)
     found = moments(features.float())
-    assert found.count == 9000 and found.covariance.dtype == torch.float64
+    assert found.pictures == 9000 and found.covariance.dtype == torch.float64
     np.testing.assert_allclose(found.mean, features.float().double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.covariance, np.cov(features.float().double().numpy(), rowvar=False), rtol=1e-10)
 

@@ -20,7 +20,7 @@ class Moments(NamedTuple):
     """(D,) in float64."""
     covariance: torch.Tensor
     """(D, D) in float64, unbiased."""
-    count: int | None = None
+    pictures: int | None = None
     """Number of pictures; None where it is not known."""
 
 
@@ -68,7 +68,7 @@ def frechet_distance(first: Moments | torch.Tensor, second: Moments | torch.Tens
         The distance, not negative; the same for either order.
     """
     one, two = (item if isinstance(item, Moments) else moments(item) for item in (first, second))
-    one, two = (Moments(item.mean.double(), item.covariance.double(), item.count) for item in (one, two))
+    one, two = (Moments(item.mean.double(), item.covariance.double(), item.pictures) for item in (one, two))
     size = len(one.mean)
     for item in (one, two):
         if item.mean.shape != (size,) or item.covariance.shape != (size, size):
@@ -77,9 +77,9 @@ def frechet_distance(first: Moments | torch.Tensor, second: Moments | torch.Tens
                              'must come from the same features')
         if not (torch.isfinite(item.mean).all() and torch.isfinite(item.covariance).all()):
             raise ValueError('mean or covariance has entries that are not finite')
-        if item.count is not None and item.count <= size:
+        if item.pictures is not None and item.pictures <= size:
             logger.warning('a covariance of %d features from %d pictures is singular and the distance biased upwards; '
-                           'more than %d pictures are needed, and papers take 50,000', size, item.count, size)
+                           'more than %d pictures are needed, and papers take 50,000', size, item.pictures, size)
     root = torch.linalg.svdvals(_square_root(one.covariance) @ _square_root(two.covariance)).sum()
     trace = one.covariance.trace() + two.covariance.trace()
     # rounding may leave a trace of a negative number between equal sets

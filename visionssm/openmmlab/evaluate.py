@@ -131,7 +131,8 @@ def test_config(args: argparse.Namespace) -> Config:
                 raise ConfigError(f'The config lacks the key {key!r}, which evaluation needs')
         without_pretraining(cfg.model)
     dense = cfg.default_scope in EXTRAS
-    restores = str(cfg.model.get('type')).rpartition('.')[2] == 'ImageRestorer'
+    kind = str(cfg.model.get('type')).rpartition('.')[2]
+    restores = kind == 'ImageRestorer'
     for option in ('show_dir', 'tta'):
         if getattr(args, option) and not dense:
             raise ConfigError(f'--{option.replace("_", "-")} is for detection and segmentation; {args.config} is of '
@@ -148,7 +149,7 @@ def test_config(args: argparse.Namespace) -> Config:
     for key in TRAINING_KEYS:
         cfg.pop(key, None)
     # checkpoints hold the averaged weights where training averaged, so its other hooks have nothing to do here
-    cfg.custom_hooks = [] if dense or restores else [{'type': 'VisualReportHook'}]
+    cfg.custom_hooks = [] if dense or restores or kind == 'DiffusionModel' else [{'type': 'VisualReportHook'}]
     if dense:
         apply_options(cfg, args)
     return cfg
@@ -204,18 +205,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not is_main_process():
         return {}
     rows = next((item.rows for item in runner.test_evaluator.metrics if hasattr(item, 'rows')), None)
-    if rows is not None:
-        return report(cfg, args, values, {'sets': rows})
+    if metric is None:
+        return report(cfg, args, values, {} if rows is None else {'sets': rows})
     results = {'config': args.config, 'model': dict(runner.cfg.model.model), 'checkpoint': args.checkpoint,
-               'metrics': values, **(metric.summary if metric else {})}
+               'metrics': values, **metric.summary}
     dataset = runner.test_dataloader.dataset
     if getattr(dataset, 'num_unreadable', 0):
         logger.warning('%d unreadable images were left out', dataset.num_unreadable)
         results['unreadable'] = dataset.num_unreadable
     out = Path(args.out) if args.out else Path(runner.work_dir, 'accuracy.json')
     write_json(results, out)
-    if metric:
-        sys.stdout.write(f'{format_table(metric.summary)}\nresults: {out}\ntop-1: {metric.summary["top1"]:.2f}\n')
+    sys.stdout.write(f'{format_table(metric.summary)}\nresults: {out}\ntop-1: {metric.summary["top1"]:.2f}\n')
     return results
 
 

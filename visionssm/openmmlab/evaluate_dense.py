@@ -200,7 +200,8 @@ def report(cfg: Config, args: argparse.Namespace, values: Mapping[str, float], s
     out = result_file(args, cfg)
     files = {kind: str(path) for kind in ('bbox', 'segm')
              if (path := out.with_suffix(f'.{kind}.json')).is_file() and kind in scores}
-    results = {'config': args.config, 'checkpoint': args.checkpoint, 'tta': args.tta, 'summary': found,
+    results = {'config': args.config, 'checkpoint': args.checkpoint, 'tta': args.tta, 'test_cfg': dict(cfg.test_cfg),
+               'summary': found,
                'metrics': {key: float(value) for key, value in values.items()}, **scores, 'predictions': files}
     write_json(results, out)
     lines = [*_tables(values, scores), f'results: {out}']

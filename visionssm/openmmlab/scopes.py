@@ -38,6 +38,7 @@ HEADLINES = {
     'bbox_mAP': Headline('bbox AP', 100), 'segm_mAP': Headline('segm AP', 100), 'mAP': Headline('AP', 100),
     'mIoU': Headline('mIoU'), 'DSC': Headline('DSC'),
     'PSNR': Headline('PSNR'),
+    'FID': Headline('FID'),
 }
 
 
@@ -51,7 +52,9 @@ def headlines(metrics: Mapping[str, float]) -> dict[str, float]:
         Name to value in per cent, such as `{'bbox AP': 41.2, 'segm AP': 37.5}`.
     """
     leaves = {key.rpartition('/')[2]: value for key, value in metrics.items()}
-    return {line.name: float(line.scale * leaves[key]) for key, line in HEADLINES.items() if key in leaves}
+    # what stands in brackets says how a number was found, as in FID[vim_pico]
+    return {line.name + leaf.removeprefix(key): float(line.scale * value) for key, line in HEADLINES.items()
+            for leaf, value in leaves.items() if leaf.partition('[')[0] == key}
 
 
 def check_installed(scope: str) -> None:

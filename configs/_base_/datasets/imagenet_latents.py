@@ -19,4 +19,5 @@ val_dataloader = dict(
     dataset=dict(type='LatentDataset', root=f'{data_root}/val', flip=0.0))
 test_dataloader = val_dataloader
 val_evaluator = dict(type='DiffusionLoss', bins=4)
-test_evaluator = val_evaluator
+# latents are no pictures, so a config names those, or their statistics, by reference
+test_evaluator = dict(type='FidelityMetric')

@@ -15,6 +15,13 @@ val_dataloader = dict(
     sampler=dict(type='SeededSampler', shuffle=False),
     collate_fn=dict(type='collate_images'),
     dataset=dict(type='TimmDataset', split='val', transform=dict(type='ADMCenterCrop', size=32)))
-test_dataloader = val_dataloader
 val_evaluator = dict(type='DiffusionLoss', bins=4)
-test_evaluator = val_evaluator
+# by custom, FID compares what was drawn with the pictures of the training
+test_dataloader = dict(
+    batch_size=128,
+    num_workers=8,
+    persistent_workers=True,
+    sampler=dict(type='SeededSampler', shuffle=False),
+    collate_fn=dict(type='collate_images'),
+    dataset=dict(type='TimmDataset', split='train', transform=dict(type='ADMCenterCrop', size=32)))
+test_evaluator = dict(type='FidelityMetric')

@@ -185,4 +185,8 @@ def build_extractor(
     if weights is not None:
         raise ValueError(f'weights={weights!r} is for Inception; the file of extractor={extractor!r} is called '
                          'checkpoint')
+    if checkpoint is not None and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'the weights {checkpoint} of the extractor {extractor!r} do not exist; train it, or '
+                                "name other weights by checkpoint=FILE (--checkpoint FILE); extractor='inception' "
+                                'needs none of them')
     return ClassifierExtractor(extractor, checkpoint, device)

@@ -56,7 +56,7 @@ class PictureSet:
     def count(self) -> int | None:
         """Number of pictures behind the statistics; None where the file does not say it."""
         if 'features' in self.moments:
-            return self.moments['features'].count
+            return self.moments['features'].pictures
         return len(self.rows['features'])
 
     def moments_of(self, part: str) -> Moments | None:
@@ -102,8 +102,9 @@ def compare(
     if drawn.rows:
         found['IS'], found['IS_std'] = inception_score(drawn.rows['logits'], splits)
     if drawn.rows and real.rows:
+        device = extractor.device
         found['precision'], found['recall'] = precision_recall(
-            *(side.rows['features'].to(extractor.device) for side in (real, drawn)), k)
+            real.rows['features'].to(device), drawn.rows['features'].to(device), k)
     if drawn.rows and drawn.labels is not None and extractor.num_classes is not None:
         if int(drawn.labels.max()) < extractor.num_classes:
             hits = drawn.rows['logits'].argmax(1) == drawn.labels
