@@ -303,6 +303,9 @@ class DiSPipeline(DiffusionPipeline):
         if num_inference_steps is not None:
             _check_steps(num_inference_steps, self.scheduler.config.num_train_timesteps)
             self.scheduler.set_timesteps(num_inference_steps)
+        elif getattr(self.scheduler, 'step_index', None) is not None:
+            # a solver of several steps remembers the images of the last call
+            self.scheduler.set_timesteps(self.scheduler.num_inference_steps)
         x = x * self.scheduler.init_noise_sigma
         extra = {'eta': eta} if isinstance(self.scheduler, DDIMScheduler) else {}
         for step in self.progress_bar(self.scheduler.timesteps.tolist()):
