@@ -22,5 +22,6 @@ train_cfg = dict(by_epoch=False, max_iters=max_iters, val_interval=max_iters)
 default_hooks = dict(
     logger=dict(interval=50),
     checkpoint=dict(interval=500, max_keep_ckpts=1))
-custom_hooks = [dict(type='EMAHook', decay=0.999)]
+# of the last hundred steps or so: a longer average would still hold random weights in so short a training
+custom_hooks = [dict(type='EMAHook', decay=0.99)]
 log_processor = dict(window_size=50)
