@@ -1,13 +1,16 @@
-# A small class-conditional DiS on 6,000 pictures of clothes that ship with the package, less than 25 minutes on two
-# cores: 49 patches of 4 x 4, pixels in [-1, 1].
+# A small class-conditional DiS on 6,000 pictures of clothes that ship with the package, fifty minutes of one core: 49
+# patches of 4 x 4, pixels in [-1, 1].
 _base_ = ['../_base_/datasets/fashion_mnist.py', '../_base_/diffusion_runtime.py']
 
-max_epochs = 34
+max_epochs = 28
 warmup_epochs = 1
 
 model = dict(
     type='DiffusionModel',
-    model=dict(name='dis_pico', patch_size=4, embed_dim=128, depth=8, drop_path_rate=0.0))
+    # five blocks and half the usual state: a step of 64 pictures takes one core a second
+    model=dict(name='dis_pico', patch_size=4, embed_dim=128, depth=4, d_state=8, drop_path_rate=0.0),
+    # few steps: the velocity gives the shapes, which are decided under much noise, more weight than the noise does
+    process=dict(prediction_type='v_prediction'))
 
 train_dataloader = dict(
     batch_size=64,
@@ -24,7 +27,7 @@ test_evaluator = [
     dict(type='FidelityMetric', extractor='vim_pico',
          checkpoint='work_dirs/vim-pico_fashion-mnist/best/model.safetensors'),
 ]
-test_cfg = dict(num_samples=1000, sampler='ddim', steps=50)
+test_cfg = dict(num_samples=1000, sampler='dpmsolver++', steps=20)
 
 optim_wrapper = dict(
     type='OptimWrapper',
