@@ -1,5 +1,4 @@
 """The loss on images that training has not seen, whole and by time step, and how good drawn pictures are."""
-import logging
 import math
 import sys
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_dist_info, get_world_size, is_main_process
 from mmengine.evaluator import BaseMetric
+from mmengine.logging import print_log
 from mmengine.runner import Runner, TestLoop
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -21,8 +21,6 @@ from .fidelity import PictureSet, compare, measure_files, to_image
 from .sample import Job, draw, make_pipeline
 
 __all__ = ['DiffusionLoss', 'FidelityLoop', 'FidelityMetric']
-
-logger = logging.getLogger('visionssm')
 
 
 @METRICS.register_module()
@@ -204,8 +202,8 @@ class FidelityMetric(BaseMetric):
         for name, item in (('drawn', sides['drawn']), ('real', real)):
             if not item.rows and not item.moments:
                 raise ValueError(f'there are no {name} pictures to compare')
-        logger.info('%d drawn and %s real pictures, seen by %s (weights %s)', sides['drawn'].count,
-                    real.count or 'the', self.extractor.name, self.extractor.fingerprint[:8])
+        print_log(f'{sides["drawn"].count} drawn and {real.count or "the"} real pictures, seen by '
+                  f'{self.extractor.name} (SHA-256 of its weights {self.extractor.fingerprint[:8]}...)', 'current')
         return compare(sides['drawn'], real, self.extractor, self.k, self.splits)
 
 
