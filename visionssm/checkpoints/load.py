@@ -1,8 +1,9 @@
 """Safe reading, checking and atomic writing of weight files.
 
-Files are read with `weights_only=True` (or safetensors), so that a foreign file cannot run code. Beside tensors only
-two kinds of settings are let through that published training files hold: `argparse.Namespace`, and the configurations
-of the package yacs, which are read as dictionaries and need no yacs.
+Files are read with `weights_only=True` (or safetensors), so that a foreign file cannot run code, and are looked over
+before (`archive.py`), so that none takes more memory than its size explains. Beside tensors only what published
+training files hold is let through: `argparse.Namespace`, the configurations of the package yacs, which are read as
+dictionaries and need no yacs, and scalars of numpy, which become plain numbers.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -25,26 +27,56 @@ from torch import nn
 
 from visionssm.utils.suggest import list_names
 
+from .archive import check_archive
+from .errors import CheckpointError
+
 __all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint', 'safe_settings', 'save_safetensors',
            'unwrap']
 
-_PLAIN_KEYS = ('state_dict', 'model', 'module', 'params')
+_PLAIN_KEYS = ('state_dict', 'model', 'module', 'params', 'model_state_dict')
 # trainings of diffusion models keep under this name what their authors draw with
 _SAMPLER_KEYS = ('ema',)
 _EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'params_ema')
 _WRAPPER_PREFIXES = ('module.', '_orig_mod.')
+# what averaged models of MMEngine and of torch count beside the weights
+_AVERAGE_COUNTERS = ('steps', 'n_averaged')
 # What the unpickler stumbles over in bytes that are no checkpoint, depending on where they stop making sense.
 _DAMAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
            struct.error, zipfile.BadZipFile)
 
 
-class CheckpointError(ValueError):
-    """A weight file that cannot be read, or that belongs to another model."""
+class _Kind:
+    """Stands for a type of numpy: its code, and nothing of what else a file says about it."""
+
+    def __init__(self, code: str = '', *_: Any) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        """Keep the code; byte orders other than the usual one do not occur."""
+
+
+def _number(kind: Any, content: Any = b'') -> Any:
+    """Return a scalar of numpy as a plain number, None where it is no number."""
+    code = getattr(kind, 'code', '')
+    if not isinstance(content, bytes) or not re.fullmatch(r'[fiu][1248]|b1', code):
+        return None
+    values = np.frombuffer(content, code)
+    return values[0].item() if len(values) == 1 else None
 
 
 def safe_settings() -> AbstractContextManager:
-    """Let the settings in published training files through a reader of plain tensors, while the context lasts."""
-    return torch.serialization.safe_globals([argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode')])
+    """Let the settings in published training files through a reader of plain tensors, while the context lasts.
+
+    What somebody has allowed under the same name before stays what it is.
+    """
+    ours = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode'), (_Kind, 'numpy.dtype')]
+    ours += [(_number, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
+    taken = {_name(entry) for entry in torch.serialization.get_safe_globals()}
+    return torch.serialization.safe_globals([entry for entry in ours if _name(entry) not in taken])
+
+
+def _name(entry: Any) -> str:
+    return entry[1] if isinstance(entry, tuple) else f'{entry.__module__}.{entry.__qualname__}'
 
 
 def read_checkpoint(path: str | os.PathLike, device: str | torch.device = 'cpu') -> dict[str, Any]:
@@ -119,7 +151,9 @@ def unwrap(checkpoint: Mapping[str, Any], ema: bool = False) -> dict[str, Any]:
     for key in _SAMPLER_KEYS + order:
         if isinstance(checkpoint.get(key), Mapping):
             return unwrap(checkpoint[key], ema=ema)
-    return {_strip(str(key)): value for key, value in checkpoint.items()}
+    average = any(str(key).startswith('module.') for key in checkpoint)
+    return {_strip(str(key)): value for key, value in checkpoint.items()
+            if not (average and key in _AVERAGE_COUNTERS)}
 
 
 def check_fit(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: str = 'The state dict') -> None:
@@ -227,8 +261,11 @@ def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, torch
 
 def _read_pickle(path: Path, device: str | torch.device) -> Any:
     try:
+        check_archive(path)
         with safe_settings():
             return torch.load(path, map_location=device, weights_only=True)
+    except CheckpointError:
+        raise
     except pickle.UnpicklingError as error:
         # Files of older formats have no list of their objects; the first one stands in the message.
         unsafe = unsafe_globals(path) or re.findall(r'[Uu]nsupported (?:global: )?GLOBAL (\S+)', str(error))

@@ -9,6 +9,9 @@ import torch
 from timm.models import build_model_with_cfg, get_pretrained_cfg
 from torch import nn
 
+from visionssm.checkpoints.catalogue import find_entry
+from visionssm.checkpoints.converted import load_pretrained
+from visionssm.checkpoints.download import fetch
 from visionssm.checkpoints.load import (
     CheckpointError,
     check_fit,
@@ -19,7 +22,7 @@ from visionssm.checkpoints.load import (
 )
 from visionssm.utils.suggest import did_you_mean
 
-from ._official import Official, translate_keys
+from ._official import Official, from_official, translate_keys
 
 __all__ = ['build_model', 'build_task_model', 'filter_official', 'load_file', 'load_official_keys']
 
@@ -51,11 +54,11 @@ def build_model(
     source = None
     if pretrained:
         cfg = _configuration(variant, kwargs.get('pretrained_cfg'))
-        _check_source(variant, {**cfg, **overlay})
         source = _weight_file(cfg, overlay)
-    if source:
-        # Our reader takes the weights that the official evaluation uses and explains damaged files.
-        overlay.update(state_dict=load_state_dict(source), file=None)
+        state_dict = load_state_dict(source) if source else _fetch(variant, cfg, overlay, kwargs.get('cache_dir'))
+        if state_dict is not None:
+            # Our reader takes the weights that the official evaluation uses and explains damaged files.
+            overlay.update(state_dict=state_dict, file=None)
     with safe_settings():
         model = build_model_with_cfg(
             model_cls,
@@ -66,7 +69,7 @@ def build_model(
             pretrained_cfg_overlay=overlay,
             **kwargs,
         )
-    if source:
+    if pretrained and state_dict is not None:
         _record_source(model, source)
     return model
 
@@ -205,15 +208,48 @@ def _configuration(variant: str, cfg: Any) -> Mapping[str, Any]:
     return cfg if isinstance(cfg, Mapping) else vars(cfg) if cfg is not None else {}
 
 
-def _check_source(variant: str, cfg: Mapping[str, Any]) -> None:
-    """Raise where a configuration names no weights that can be fetched, and say where they are if it says so."""
-    if any(cfg.get(source) for source in ('url', 'file', 'state_dict', 'hf_hub_id')):
-        return
-    name = f"{variant}.{cfg['tag']}" if cfg.get('tag') else variant
-    about = f" ({cfg['description'].rstrip('.')})" if cfg.get('description') else ''
+def _fetch(
+        variant: str,
+        cfg: Mapping[str, Any],
+        overlay: Mapping[str, Any],
+        cache_dir: str | os.PathLike | None,
+) -> dict[str, torch.Tensor] | None:
+    """Return the weights of the catalogue, or of an address that stands in none; None where timm is to find them.
+
+    Raises:
+        CheckpointError: No weights can be fetched; the error says where they are if that is known.
+    """
+    given = {**cfg, **overlay}
+    if given.get('state_dict') or given.get('source') in ('hf-hub', 'local-dir') or overlay.get('hf_hub_id'):
+        return None
+    if overlay.get('url'):
+        return load_state_dict(fetch(overlay['url'], cache_dir).path)
+    name = f"{variant}.{given['tag']}" if given.get('tag') else variant
+    try:
+        entry = find_entry(name)
+    except ValueError:
+        entry = None  # a configuration of the caller's own, or a model without weights
+    if entry is not None and entry.model == variant:
+        return load_pretrained(entry, lambda weights: _convert(entry.family, weights), cache_dir)
+    if given.get('hf_hub_id'):
+        return None
+    if given.get('url'):
+        return load_state_dict(fetch(given['url'], cache_dir).path)
+    about = f" ({given['description'].rstrip('.')})" if given.get('description') else ''
     raise CheckpointError(
         f'No weights of {name} can be fetched automatically{about}. Leave out pretrained=True, or give a file that '
         f'you have: visionssm.create_model({variant!r}, checkpoint_path=FILE).')
+
+
+def _convert(family: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return official weights in our names, whatever device, data type and random state the caller works with."""
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.device('cpu'), torch.no_grad():
+        torch.set_default_dtype(torch.float32)
+        try:
+            return from_official(family, state_dict).state_dict()
+        finally:
+            torch.set_default_dtype(default)
 
 
 def _weight_file(cfg: Mapping[str, Any], overlay: Mapping[str, Any]) -> str | None:
@@ -225,10 +261,11 @@ def _weight_file(cfg: Mapping[str, Any], overlay: Mapping[str, Any]) -> str | No
     return cfg.get('file')
 
 
-def _record_source(model: nn.Module, source: str) -> None:
-    """Name the file instead of keeping its tensors alive in the configuration."""
+def _record_source(model: nn.Module, source: str | None) -> None:
+    """Name the file, if the caller gave one, instead of keeping its tensors alive in the configuration."""
     for holder in (model, getattr(model, 'model', None)):
         cfg = getattr(holder, 'pretrained_cfg', None)
         if isinstance(cfg, dict):
             cfg.pop('state_dict', None)
-            cfg['file'] = source
+            if source is not None:
+                cfg['file'] = source

@@ -25,7 +25,17 @@ from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import apply_to
 from timm.models._hub import save_config_for_hf
 
-from ..checkpoints import CheckpointError, check_fit, load_state_dict, read_checkpoint, save_safetensors
+from .._factory import create_model
+from ..checkpoints import (
+    CheckpointError,
+    Entry,
+    check_fit,
+    find_entry,
+    load_pretrained,
+    load_state_dict,
+    read_checkpoint,
+    save_safetensors,
+)
 from ..registry import HOOKS
 from ..utils.suggest import list_names
 from .scopes import EXTRAS
@@ -258,18 +268,33 @@ def load_from_visionssm(filename: str, map_location: str | None = None) -> dict:
     """Load ``visionssm://NAME[.TAG]`` (published weights) or ``visionssm://PATH`` for MMEngine's configs.
 
     Args:
-        filename: The address.
+        filename: The address; NAME is a model, or the config of a detector or segmenter that stands in the catalogue.
         map_location: Where the tensors go.
 
     Returns:
-        ``dict(state_dict=...)`` with the keys of the timm model.
+        ``dict(state_dict=...)`` with the keys of the model; of a detector or segmenter with those of its authors' file.
     """
     name = filename.removeprefix(SCHEME)
     if Path(name).suffix in ('.safetensors', '.pth', '.pt', '.bin'):
         return {'state_dict': load_state_dict(name, device=map_location or 'cpu')}
-    from .classifier import create_timm_model
-    net = create_timm_model(name, pretrained=True)
-    return {'state_dict': {key: value.to(map_location or 'cpu') for key, value in net.state_dict().items()}}
+    entry = _entry(name)
+    if entry is not None and entry.config:
+        with mmengine_values():
+            state = load_pretrained(entry)
+    elif entry is not None:
+        state = create_model(name, pretrained=True).state_dict()
+    else:
+        from .classifier import create_timm_model
+        state = create_timm_model(name, pretrained=True).state_dict()
+    return {'state_dict': {key: value.to(map_location or 'cpu') for key, value in state.items()}}
+
+
+def _entry(name: str) -> Entry | None:
+    """Look a name up in the catalogue; models of timm itself do not stand there."""
+    try:
+        return find_entry(name)
+    except ValueError:
+        return None
 
 
 @CheckpointLoader.register_scheme(prefixes=r'.*\.safetensors$', force=True)
