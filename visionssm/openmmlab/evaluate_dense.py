@@ -176,10 +176,12 @@ def _tables(values: Mapping[str, float], scores: Mapping[str, Any]) -> Iterator[
         whole = {key.removeprefix('m'): float(value) for key, value in values.items() if key.startswith('m')}
         yield format_scores([*scores['iou'], {'class': 'mean', **whole}], 'class')
     if 'sets' in scores:
+        keys = [key for key in scores['sets'][0] if key not in ('class', 'images')]
         mean = {'class': 'mean', 'images': sum(row['images'] for row in scores['sets']),
-                'PSNR': values['PSNR'], 'SSIM': values['SSIM']}
-        # papers give SSIM with four digits
-        yield format_scores([{**row, 'SSIM': f'{row["SSIM"]:.4f}'} for row in (*scores['sets'], mean)], 'data set')
+                **{key: values[key] for key in keys}}
+        # papers give SSIM and LPIPS with four digits
+        yield format_scores([{**row, **{key: f'{row[key]:.4f}' for key in keys if not key.endswith('PSNR')}}
+                             for row in (*scores['sets'], mean)], 'data set')
     if not scores and values:
         yield format_scores([{'class': key, 'value': float(value)} for key, value in values.items()], 'metric')
 
