@@ -36,6 +36,7 @@ from ..checkpoints import (
     read_checkpoint,
     save_safetensors,
 )
+from ..models._builder import load_official_keys
 from ..registry import HOOKS
 from ..utils.suggest import list_names
 from .scopes import EXTRAS
@@ -141,12 +142,13 @@ def load_weights(net: nn.Module, source: str | os.PathLike, keep_head: bool = Fa
     net.load_state_dict(state)
 
 
-def read_weights(net: nn.Module, source: str | os.PathLike) -> dict[str, torch.Tensor]:
+def read_weights(net: nn.Module, source: str | os.PathLike, whole: bool = True) -> dict[str, torch.Tensor]:
     """Read a weight file into the key names of a timm model; shapes are not checked.
 
     Args:
         net: The model that says how foreign keys are renamed.
         source: As in :func:`load_weights`.
+        whole: Refuse files with foreign keys that are of another model; otherwise the caller takes what fits.
 
     Returns:
         The state dict.
@@ -155,9 +157,12 @@ def read_weights(net: nn.Module, source: str | os.PathLike) -> dict[str, torch.T
     own = net.state_dict().keys()
     if not own & state.keys() and any(key.startswith('model.') for key in state):
         state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
-    rename = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
-    if rename is not None and state.keys() != own:
-        state = rename(state, net)
+    family = sys.modules[type(net).__module__]
+    rename = getattr(family, 'checkpoint_filter_fn', None)
+    if rename is not None and state.keys() != own and whole:
+        return rename(state, net)
+    if not whole and hasattr(family, 'OFFICIAL'):
+        load_official_keys(state, '', net, family.OFFICIAL)
     return state
 
 

@@ -1,4 +1,5 @@
 """The model of the engine: losses, tiled predictions, starts from other weights, scores, and a run with a resume."""
+import sys
 import uuid
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from PIL import Image  # noqa: E402
 
 import visionssm  # noqa: E402
 import visionssm.openmmlab.restoration  # noqa: E402, F401
+from visionssm.checkpoints import CheckpointError  # noqa: E402
+from visionssm.models._official import translate_keys  # noqa: E402
 from visionssm.openmmlab.restoration.hooks import ProgressivePatchHook  # noqa: E402
 from visionssm.openmmlab.restoration.metrics import RestorationMetric  # noqa: E402
 from visionssm.openmmlab.restoration.restorer import ImageRestorer, restore  # noqa: E402
@@ -82,6 +85,25 @@ def test_a_training_starts_from_the_weights_of_another_scale(restorer, tmp_path)
     assert torch.equal(again.state_dict()['conv_first.weight'], theirs['conv_first.weight'])
     with pytest.raises(FileNotFoundError, match='init_from'):
         ImageRestorer(TINY, init_from='nowhere.pth').init_weights()
+
+
+@pytest.mark.parametrize('name', ['mambair_pico', 'mambairv2_pico'])
+def test_a_training_for_4_times_starts_from_official_weights_for_2_times(tmp_path, name):
+    options = dict(name=name, depths=(1, 1), d_state=1, upsampler='pixelshuffle')
+    theirs = ImageRestorer(options).model
+    family = sys.modules[type(theirs).__module__]
+    table = family.OFFICIAL.keys(theirs.official_class)
+    official = translate_keys(theirs.state_dict(), table, reverse=True)
+    assert official.keys() != theirs.state_dict().keys()
+    torch.save({'params': official}, tmp_path / 'x2.pth')
+    restorer = ImageRestorer(dict(options, upscale=4), init_from=str(tmp_path / 'x2.pth'))
+    restorer.init_weights()
+    own, known = restorer.model.state_dict(), theirs.state_dict()
+    assert {key for key in own if key not in known} == {'head.upsample.2.weight', 'head.upsample.2.bias'}
+    assert all(torch.equal(own[key], value) for key, value in known.items())
+    other = ImageRestorer(dict(options, upscale=4, embed_dim=64), init_from=str(tmp_path / 'x2.pth'))
+    with pytest.raises(CheckpointError, match=r'x2.pth, which has \w+ of the \d+ tensors of'):
+        other.init_weights()
 
 
 def test_mixing_takes_half_of_the_batches_and_keeps_pairs():

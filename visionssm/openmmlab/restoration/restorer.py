@@ -155,10 +155,11 @@ class ImageRestorer(BaseModel):
         if '://' not in source and not Path(source).is_file():
             raise FileNotFoundError(f'model.init_from is {source}, which does not exist: train that model first, name '
                                     'its published weights, or set model.init_from=None')
-        own, state = self.model.state_dict(), read_weights(self.model, source)
+        own, state = self.model.state_dict(), read_weights(self.model, source, whole=False)
         fits = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
-        if not fits:
-            raise CheckpointError(f'model.init_from is {source}, of which nothing fits {self.options["name"]}')
+        if len(fits) < len(own) / 2:
+            raise CheckpointError(f'model.init_from is {source}, which has {len(fits) or "none"} of the {len(own)} '
+                                  f'tensors of {self.options["name"]}: it belongs to another model')
         self.model.load_state_dict(fits, strict=False)
         left = [key for key in own if key not in fits]
         print_log(f'training starts from {source}' + (f'; initial values stay in {", ".join(left)}' if left else ''),
