@@ -85,6 +85,7 @@ def test_half_precision_is_the_default_and_mirrors_are_not(images, vae, tmp_path
     assert moments.dtype == torch.float16 and moments.shape == (5, 1, 8, 8, 8)
 
 
+@pytest.mark.timeout(900)  # a process of its own starts late on a machine with other work
 def test_after_a_kill_the_same_command_ends_with_the_same_bytes(images, vae, tmp_path, repo_root):
     assert cache_latents(options(images, vae, tmp_path / 'whole')) == 0
     stuck = images / 'cat' / '10.png'
@@ -95,7 +96,7 @@ def test_after_a_kill_the_same_command_ends_with_the_same_bytes(images, vae, tmp
     process = subprocess.Popen([sys.executable, 'tools/cache_latents.py', *options(images, vae, out)], cwd=repo_root,
                                stderr=subprocess.DEVNULL)
     try:
-        until = time.monotonic() + 240
+        until = time.monotonic() + 600
         while not (out / '00001.safetensors').exists() and process.poll() is None and time.monotonic() < until:
             time.sleep(0.1)
     finally:

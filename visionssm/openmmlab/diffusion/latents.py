@@ -105,7 +105,7 @@ def encode(vae: Any, pictures: torch.Tensor, mirror: bool = False) -> torch.Tens
 
 class Row(NamedTuple):
     """A picture cut to size, or why there is none."""
-    index: int
+    place: int
     label: int
     picture: torch.Tensor | None
     problem: str = ''
@@ -177,7 +177,7 @@ def _moments(vae: Any, source: TimmDataset, rows: Sequence[Row], args: argparse.
     moments = encode(vae, torch.stack([row.picture for row in rows]), args.mirror).to('cpu', DTYPES[args.dtype])
     finite = torch.isfinite(moments).flatten(1).all(1).tolist()
     if not all(finite):
-        raise ValueError(f'the latents of {source.path(rows[finite.index(False)].index)} are not finite in '
+        raise ValueError(f'the latents of {source.path(rows[finite.index(False)].place)} are not finite in '
                          f'{args.dtype}; try --dtype float32')
     return moments
 
@@ -213,13 +213,14 @@ def _encode_shards(args: argparse.Namespace, source: TimmDataset, vae: Any, shar
             if len(rows) == len(shard.indices) or (rows and args.skip_bad):
                 save_safetensors({
                     'moments': torch.cat(parts), 'labels': torch.tensor([row.label for row in rows]),
-                    'indices': torch.tensor([row.index for row in rows])}, shard.path)
+                    'indices': torch.tensor([row.place for row in rows])}, shard.path)
     return problems
 
 
 def _finish(args: argparse.Namespace, source: TimmDataset, vae: Any, shards: Sequence[Shard]) -> int:
     """Write the index, which says that all is there."""
-    rows, skipped, files = 0, [], []
+    rows, skipped = 0, []
+    files: list[dict[str, Any]] = []
     for shard in shards:
         stored = shard.stored()
         skipped += [str(Path(source.path(index)).relative_to(args.images))

@@ -110,6 +110,7 @@ class DiffusionModel(BaseModel):
         if self.process.learn_sigma != net.learn_sigma:
             raise ValueError(f'process.learn_sigma is {self.process.learn_sigma} and the network has '
                              f'learn_sigma={net.learn_sigma}; leave it out of process')
+        self.process_options = dict(process or {})
         self.vae = vae
         self.seed = seed
         self.last_steps: list[int] = []
@@ -205,6 +206,7 @@ class DiffusionModel(BaseModel):
         """
         notes = dict(notes)
         config = {'architecture': self.options['name'], 'task': 'diffusion', 'classes': notes.pop('classes', []),
+                  'process': self.process_options,
                   'model_args': {key: value for key, value in self.options.items() if key != 'name'}}
         weights = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
         metadata = {'config': json.dumps(config), 'notes': json.dumps(notes)}

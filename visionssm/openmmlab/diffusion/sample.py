@@ -1,6 +1,7 @@
 """Sampling from a trained model: pictures that depend on seed, class and number alone, whatever the batch is."""
 import argparse
 import io
+import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,7 @@ from mmengine.device import get_device
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
+from safetensors import safe_open
 from torch import nn
 from tqdm import tqdm
 
@@ -149,6 +151,19 @@ def _names(cfg: Config, checkpoint: str) -> tuple[str, ...]:
     return tuple(meta.get('classes') or ())
 
 
+def _check_process(model: nn.Module, checkpoint: str) -> None:
+    """Refuse weights that were trained with another process: what they draw would be noise."""
+    if not checkpoint.endswith('.safetensors'):
+        return
+    with safe_open(checkpoint, 'pt') as file:
+        trained = json.loads((file.metadata() or {}).get('config', '{}')).get('process')
+    for key, default in (('steps', 1000), ('schedule', 'linear'), ('prediction_type', 'epsilon')):
+        here, there = model.process_options.get(key, default), (trained or {}).get(key, default)
+        if trained is not None and here != there:
+            raise ConfigError(f'{checkpoint} was trained with model.process.{key}={there} and the config has {here}; '
+                              f'add --cfg-options model.process.{key}={there}, or give the config of its training')
+
+
 def _load(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...], Config]:
     """Return the model with its weights, the names of its classes as far as they are known, and the config."""
     cfg = load_config(args)
@@ -161,6 +176,7 @@ def _load(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...], Config]
             raise ConfigError(f'{args.config} is not the config of a diffusion model; model.type is {cfg.model.type}')
         names = _names(cfg, args.checkpoint)
     load_any_weights(model, args.checkpoint)
+    _check_process(model, args.checkpoint)
     return model.to(args.device or get_device()).eval(), names, cfg
 
 
