@@ -1,4 +1,4 @@
-"""Say what is on images and videos: python tools/predict.py FILE_OR_FOLDER [--model NAME] --checkpoint FILE."""
+"""Say what images and videos show, or restore them: tools/predict.py FILE_OR_FOLDER --model NAME --checkpoint FILE."""
 import sys
 
 try:

@@ -7,15 +7,22 @@ from typing import Any, NamedTuple
 
 import safetensors
 import timm
+import torch
 from mmengine.config import Config
 from timm.data import resolve_data_config
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from ..checkpoints import CheckpointError, load_state_dict
-from .checkpoint import is_training_checkpoint, read_training_checkpoint
+import visionssm
+
+from ..checkpoints import CheckpointError, check_fit, load_state_dict
+from ..utils.suggest import nearest
+from .checkpoint import SCHEME, is_training_checkpoint, read_training_checkpoint, read_weights
 from .portable import read_config
 from .scopes import EXTRAS
 
-__all__ = ['DenseFacts', 'Facts', 'describe_checkpoint', 'describe_dense']
+__all__ = ['DenseFacts', 'Facts', 'RestorerFacts', 'describe_checkpoint', 'describe_dense', 'describe_restorer',
+           'find_restorer']
 
 logger = logging.getLogger('visionssm')
 
@@ -80,6 +87,8 @@ def _read_description(path: str) -> dict[str, Any]:
         config = _safetensors_config(path)
         if not config:
             return {}
+        if config.get('task') == 'restoration':
+            raise CheckpointError(_not_a_classifier(path, 'a restoration model'))
         if 'scope' in config:
             raise CheckpointError(_not_a_classifier(path))
         cfg = config.get('pretrained_cfg', {})
@@ -90,6 +99,8 @@ def _read_description(path: str) -> dict[str, Any]:
         return {}
     meta = read_training_checkpoint(path)['meta']
     model = read_config(meta['cfg'], path).model
+    if 'model' in model and str(model.model.get('name')).split('.')[0] in visionssm.list_models('restoration'):
+        raise CheckpointError(_not_a_classifier(path, 'a restoration model'))
     if 'model' not in model:
         raise CheckpointError(_not_a_classifier(path))
     arguments = {key: value for key, value in model.model.items() if key not in ('name', 'pretrained')}
@@ -112,8 +123,8 @@ def _safetensors_config(path: str) -> dict[str, Any]:
     return config
 
 
-def _not_a_classifier(path: str) -> str:
-    return (f'{path} holds a detector or segmentor: evaluate it by tools/test.py CONFIG {path}, and predict with it by '
+def _not_a_classifier(path: str, kind: str = 'a detector or segmentor') -> str:
+    return (f'{path} holds {kind}: evaluate it by tools/test.py CONFIG {path}, and predict with it by '
             f'tools/predict.py IMAGES --checkpoint {path}')
 
 
@@ -149,6 +160,107 @@ def describe_dense(checkpoint: str | None) -> DenseFacts:
     known = {key: meta[key] for key in ('classes', 'palette') if meta.get(key)}
     cfg = read_config(text, checkpoint) if isinstance(text, str) else None
     return DenseFacts(cfg if cfg is not None and cfg.get('default_scope') in EXTRAS else None, known)
+
+
+class RestorerFacts(NamedTuple):
+    """What is known about a restoration model before it is built."""
+    name: str
+    """Registered name, with or without a tag."""
+    checkpoint: str | None
+    """File with the weights; None for published ones."""
+    arguments: Mapping[str, Any] = {}
+    """What the constructor needs beside the name."""
+
+
+def describe_restorer(checkpoint: str | None, name: str | None = None) -> RestorerFacts | None:
+    """Finds out whether a model, or what a weight file holds, restores images.
+
+    Args:
+        checkpoint: An export of `ImageRestorer`, a training checkpoint, a published file, or an address; None for
+            published weights.
+        name: Name of the model; None takes what the file says, or the model that its tensors fit.
+
+    Returns:
+        The facts; None for models of other tasks.
+    """
+    names = visionssm.list_models('restoration')
+    architecture = (name or '').partition('.')[0]
+    if name and architecture not in names:
+        known = [*visionssm.list_models(), *timm.list_models()]
+        if architecture not in known and nearest(architecture, known, 1)[:1] <= nearest(architecture, names, 1)[:1]:
+            near = nearest(architecture, names)
+            if near:
+                raise ValueError(f'there is no model {name!r}. Did you mean {" or ".join(map(repr, near))}?')
+        return None
+    if checkpoint is not None and checkpoint.removeprefix(SCHEME).partition('.')[0] in names:
+        return RestorerFacts(name or checkpoint.removeprefix(SCHEME), None)
+    if checkpoint is None or '://' in checkpoint:
+        return RestorerFacts(name, checkpoint) if name else None
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
+    stored = _stored_restorer(checkpoint)
+    if name and stored is not None and stored.name.partition('.')[0] != architecture:
+        raise CheckpointError(f'{checkpoint} holds {stored.name}, not {name}: leave out --model {name}, or give '
+                              'another file')
+    if name and stored is not None and '.' in name and '.' in stored.name and stored.name != name:
+        logger.warning('%s says that it holds %s; it is used as %s', checkpoint, stored.name, name)
+    if stored is not None:
+        return stored._replace(name=name or stored.name)
+    if name is None:
+        name = find_restorer(checkpoint)
+        if name is not None:
+            logger.info('%s does not say what it holds; its tensors are those of %s', checkpoint, name)
+    return RestorerFacts(name, checkpoint) if name else None
+
+
+def _stored_restorer(path: str) -> RestorerFacts | None:
+    """What an export or a training checkpoint says about the restoration model in it."""
+    if path.endswith('.safetensors'):
+        config = _safetensors_config(path)
+        if config.get('task') != 'restoration':
+            return None
+        return RestorerFacts(config['architecture'], path, config.get('model_args') or {})
+    if not is_training_checkpoint(path):
+        return None
+    model = dict(read_config(read_training_checkpoint(path)['meta']['cfg'], path).get('model', {}).get('model') or {})
+    name = str(model.pop('name', ''))
+    if name.partition('.')[0] not in visionssm.list_models('restoration'):
+        return None
+    return RestorerFacts(name, path, {key: value for key, value in model.items()
+                                      if key not in ('pretrained', 'checkpoint_path')})
+
+
+class _Unfilled(TorchFunctionMode):
+    """Tensors without memory need no initial values, whose drawing costs more than all the rest of a model."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        filled = func.__name__.endswith('_') and not func.__name__.endswith('__') and args
+        if filled and isinstance(args[0], torch.Tensor) and args[0].is_meta and func.__name__ != 'requires_grad_':
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def find_restorer(checkpoint: str) -> str | None:
+    """Finds the restoration model whose tensors a weight file holds.
+
+    Args:
+        checkpoint: A weight file in our names or in those of the authors.
+
+    Returns:
+        The name of the first model that fits, or None.
+    """
+    state = load_state_dict(checkpoint)
+    if not any('conv' in key or 'patch_embed' in key for key in state):
+        return None
+    for name in visionssm.list_models('restoration'):
+        with _Unfilled():
+            net: nn.Module = visionssm.create_model(name, device='meta')
+        try:
+            check_fit(net, read_weights(net, checkpoint))
+        except (CheckpointError, LookupError, AttributeError):
+            continue
+        return name
+    return None
 
 
 def _guess_arguments(name: str, path: str) -> dict[str, Any]:

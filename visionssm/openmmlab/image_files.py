@@ -143,7 +143,7 @@ def _is_deep(image: Image.Image, content: bytes) -> bool:
         return False
     if image.format == 'PNG':
         return content[24] == 16
-    return image.format == 'TIFF' and set(image.tag_v2.get(258, ())) == {16}
+    return image.format == 'TIFF' and set(getattr(image, 'tag_v2', {}).get(258, ())) == {16}
 
 
 def _deep_pixels(image: Image.Image, content: bytes, path: str | Path) -> np.ndarray:
@@ -190,7 +190,7 @@ def _plain(image: Image.Image, icc: bytes | None, path: str | Path) -> tuple[Ima
 
 
 def _to_srgb(image: Image.Image, icc: bytes | None, path: str | Path) -> Image.Image:
-    source = ImageCms.createProfile('LAB') if image.mode == 'LAB' else None
+    source: Any = ImageCms.createProfile('LAB') if image.mode == 'LAB' else None
     if icc and source is None:
         source = io.BytesIO(icc)
     try:
@@ -278,8 +278,9 @@ def _reduce(pixels: np.ndarray, kind: Format, path: str | Path) -> np.ndarray:
         pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if pixels.shape[2] in (2, 4) and not kind.alpha:
         logger.warning('%s: %s holds no transparency, so the picture is put on white', path, kind.name)
-        color, alpha = pixels[..., :-1].astype(np.uint32), pixels[..., -1:].astype(np.uint32)
-        pixels = ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        wide: np.ndarray = pixels.astype(np.uint32)
+        alpha = wide[..., -1:]
+        pixels = ((wide[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
     return pixels
 
 
@@ -337,7 +338,7 @@ def _deep_png(pixels: np.ndarray, icc: bytes | None, exif: Image.Exif | None) ->
     if exif is not None:
         extra += _chunk(b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
     end = 33  # of the signature and the header
-    view = memoryview(encoded)
+    view = encoded.data
     return b''.join((view[:end], extra, view[end:]))
 
 
@@ -348,7 +349,7 @@ def _tiff(pixels: np.ndarray, icc: bytes | None, exif: Image.Exif | None) -> byt
     rows = max(1, 2 ** 20 // (width * channels))
     strips = []
     for top in range(0, height, rows):
-        part = pixels[top:top + rows].astype(f'<u{bits // 8}')
+        part: np.ndarray = pixels[top:top + rows].astype(f'<u{bits // 8}')
         part[:, 1:] -= part[:, :-1].copy()
         strips.append(zlib.compress(part.tobytes()))
     starts = [0, *np.cumsum([len(strip) for strip in strips]).tolist()]

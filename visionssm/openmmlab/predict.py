@@ -1,8 +1,9 @@
 """Prediction: images from files, what a model says about them, and annotated pictures."""
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,9 @@ from .checkpoint import load_weights
 from .classifier import create_timm_model
 from .cli import USER_ERRORS, load_config, run_command
 from .data import READ_ERRORS, convert_mode
-from .facts import DenseFacts, describe_checkpoint, describe_dense
+from .facts import DenseFacts, describe_checkpoint, describe_dense, describe_restorer
 from .predict_dense import UniqueNames, run_dense
+from .predict_restoration import RESTORABLE_SUFFIXES, add_restoration_options, run_restoration
 from .scopes import EXTRAS
 from .video import VIDEO_SUFFIXES, is_video
 from .visuals import save_predictions, save_top_classes
@@ -40,12 +42,17 @@ class Prediction(NamedTuple):
     image: Image.Image
 
 
-def find_images(paths: Sequence[str | Path], suffixes: Collection[str] = ()) -> list[Path]:
+def find_images(
+        paths: Sequence[str | Path],
+        suffixes: Collection[str] = (),
+        on_error: Callable[[OSError], object] | None = None,
+) -> list[Path]:
     """Lists image files.
 
     Args:
         paths: Files, taken whatever their name, and folders, searched through by file name extension.
         suffixes: More extensions to look for in folders, such as those of videos.
+        on_error: Called with the error of a folder that cannot be searched.
 
     Returns:
         The files, those of a folder in order of their names.
@@ -56,7 +63,8 @@ def find_images(paths: Sequence[str | Path], suffixes: Collection[str] = ()) -> 
             raise FileNotFoundError(f'{path} does not exist: give image files or folders of images')
         if path.is_dir():
             extensions = {*get_img_extensions(as_set=True), *suffixes}
-            inside = sorted(file for file in path.rglob('*') if file.suffix.lower() in extensions)
+            inside = sorted(Path(folder, name) for folder, _, names in os.walk(path, onerror=on_error)
+                            for name in names if Path(name).suffix.lower() in extensions)
             if not inside:
                 raise FileNotFoundError(f'no images in the folder {path}: looked for {", ".join(sorted(extensions))}, '
                                         'also in its sub-folders')
@@ -154,9 +162,10 @@ def _class_names(model: nn.Module, stored: Sequence[str]) -> list[str]:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Say what is on images: a class, objects, or the class of each pixel.')
-    parser.add_argument('images', nargs='+', help='image files, or folders of them; for detectors and segmentors also '
-                                                  'video files')
+    parser = argparse.ArgumentParser(description='Say what is on images (a class, objects, or the class of each pixel),'
+                                                 ' or restore them (super-resolution, denoising).')
+    parser.add_argument('images', nargs='+', help='image files, or folders of them; all models but classifiers also '
+                                                  'take video files')
     parser.add_argument('--config', help='config of a detector or segmentor (default: the one in the checkpoint, read '
                                          'as data)')
     parser.add_argument('--model', help='name of the model (default: the one that the checkpoint names)')
@@ -164,11 +173,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                                              'visionssm://NAME (default: the published weights of --model)')
     parser.add_argument('--classes', help='text file with the name of one class a line')
     parser.add_argument('--topk', type=int, default=5, help='how many classes to name')
-    parser.add_argument('--out', default='predictions', help='folder for the annotated pictures')
+    parser.add_argument('--out', default='predictions', help='folder for the annotated or restored pictures')
     parser.add_argument('--device', help='where to compute (default: an accelerator if there is one)')
     parser.add_argument('--batch-size', type=int, default=32, help='images at a time (classification)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection that counts')
     parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    add_restoration_options(parser)
     args = parser.parse_args(argv)
     if args.topk < 1 or args.batch_size < 1:
         parser.error(f'--topk {args.topk} and --batch-size {args.batch_size} must be 1 or more')
@@ -202,6 +212,11 @@ def run(args: argparse.Namespace) -> int:
         How many images could be read.
     """
     classes = Path(args.classes).read_text(encoding='utf-8').strip().splitlines() if args.classes else ()
+    restorer = None if args.config else describe_restorer(args.checkpoint, args.model)
+    if restorer is not None:
+        unread: list[OSError] = []
+        paths = find_images(args.images, RESTORABLE_SUFFIXES, unread.append)
+        return run_restoration(args, restorer, paths, args.device or _default_device(), unread)
     dense = _dense(args)
     paths = find_images(args.images, VIDEO_SUFFIXES if dense else ())
     if dense:

@@ -1,12 +1,13 @@
 """Restoring large images piece by piece, and eight times turned and mirrored."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-__all__ = ['Tile', 'official_tiles', 'plan_tiles', 'restore_official', 'restore_tiled', 'self_ensemble']
+__all__ = ['Tile', 'official_tiles', 'plan_tiles', 'restore_bands', 'restore_official', 'restore_tiled',
+           'self_ensemble']
 
 Restore = Callable[[torch.Tensor], torch.Tensor]
 Progress = Callable[[int, int], None]
@@ -47,15 +48,80 @@ def plan_tiles(height: int, width: int, tile: int, overlap: int) -> list[Tile]:
             for top in _starts(height, tile, overlap) for left in _starts(width, tile, overlap)]
 
 
-def _ramp(start: int, length: int, size: int, overlap: int, device: torch.device) -> torch.Tensor:
-    """Return the weights of a piece along one axis: they rise over the overlap, but not at the image's own border."""
-    at = torch.arange(1, length + 1, device=device, dtype=torch.float32)
-    weight = torch.ones(length, device=device)
-    if start > 0:
-        weight = torch.minimum(weight, at / (overlap + 1))
-    if start + length < size:
-        weight = torch.minimum(weight, at.flip(0) / (overlap + 1))
-    return weight
+def _shares(starts: Sequence[int], length: int, size: int, overlap: int, device: torch.device) -> list[torch.Tensor]:
+    """Return how much each piece of one axis counts, pixel by pixel; at every place of the axis they sum to one.
+
+    The outer quarter of an overlap counts nothing: there a network sees the padding of its convolutions. Over the two
+    quarters in the middle the share rises, but not at the image's own border.
+    """
+    margin = overlap // 4
+    rise = ((torch.arange(1, length + 1, device=device, dtype=torch.float32) - margin)
+            / (overlap - 2 * margin + 1)).clamp(0, 1)
+    total = torch.zeros(size, device=device)
+    ramps = []
+    for start in starts:
+        ramp = torch.ones(length, device=device)
+        if start > 0:
+            ramp = torch.minimum(ramp, rise)
+        if start + length < size:
+            ramp = torch.minimum(ramp, rise.flip(0))
+        total[start:start + length] += ramp
+        ramps.append(ramp)
+    return [ramp / total[start:start + length] for start, ramp in zip(starts, ramps)]
+
+
+def restore_bands(
+        restore: Restore,
+        crop: Callable[[Tile], torch.Tensor],
+        height: int,
+        width: int,
+        scale: int = 1,
+        tile: int = 256,
+        overlap: int = 32,
+        progress: Progress | None = None,
+) -> Iterator[torch.Tensor]:
+    """Restore an image piece by piece and hand out finished rows, so that no more than a row of pieces is in memory.
+
+    A pixel far from every seam is what its piece gives; where pieces overlap, their shares change linearly, so that no
+    edge shows.
+
+    Args:
+        restore: Maps (B, C, h, w) to (B, C', scale h, scale w).
+        crop: Gives a piece of the image, (B, C, h, w), on the device where the rows shall be.
+        height: Of the image.
+        width: Of the image.
+        scale: How many times `restore` enlarges.
+        tile: Side of a piece.
+        overlap: Least number of pixels that neighbours share.
+        progress: Called with the number of pieces done and of all pieces.
+
+    Yields:
+        (B, C', rows, scale width), the finished rows from top to bottom; together scale height of them.
+    """
+    tiles = plan_tiles(height, width, tile, overlap)
+    tops, lefts = (list(dict.fromkeys(places)) for places in zip(*(piece[:2] for piece in tiles)))
+    tall, wide = scale * tiles[0].height, scale * tiles[0].width
+    total: torch.Tensor | None = None
+    for done, piece in enumerate(tiles, 1):
+        out = restore(crop(piece))
+        if progress is not None:
+            progress(done, len(tiles))
+        if len(tiles) == 1:
+            yield out
+            return
+        if total is None:
+            total = out.new_zeros(*out.shape[:-1], scale * width, dtype=torch.float32)
+            rows, columns = (_shares([scale * start for start in starts], length, scale * size, scale * overlap,
+                                     out.device)
+                             for starts, length, size in ((tops, tall, height), (lefts, wide, width)))
+        share = rows[tops.index(piece.top)][:, None] * columns[lefts.index(piece.left)]
+        total[..., scale * piece.left:scale * piece.left + wide] += share * out
+        if piece.left == lefts[-1]:
+            below = tops.index(piece.top) + 1
+            keep = scale * ((tops[below] if below < len(tops) else height) - piece.top)
+            finished, rest = total.split((keep, tall - keep), dim=-2)
+            yield finished.to(out.dtype)
+            total = F.pad(rest, (0, 0, 0, keep))
 
 
 def restore_tiled(
@@ -67,10 +133,7 @@ def restore_tiled(
         device: torch.device | str | None = None,
         progress: Progress | None = None,
 ) -> torch.Tensor:
-    """Restore images piece by piece and blend the pieces, so that memory follows the piece, not the image.
-
-    A pixel far from every seam is what its piece gives; where pieces overlap, their weights change linearly, so that
-    no edge shows.
+    """Restore images piece by piece and blend the pieces, see `restore_bands`.
 
     Args:
         restore: Maps (B, C, h, w) to (B, C', scale h, scale w).
@@ -84,29 +147,20 @@ def restore_tiled(
     Returns:
         (B, C', scale H, scale W).
     """
+    def run(part: torch.Tensor) -> torch.Tensor:
+        return restore(part if device is None else part.to(device)).to(x.device)
+
+    def crop(piece: Tile) -> torch.Tensor:
+        return x[..., piece.top:piece.top + piece.height, piece.left:piece.left + piece.width]
+
     height, width = x.shape[-2:]
-    tiles = plan_tiles(height, width, tile, overlap)
-    if len(tiles) == 1:
-        out = restore(x.to(device) if device is not None else x).to(x.device)
-        if progress is not None:
-            progress(1, 1)
-        return out
-    total: torch.Tensor | None = None
-    weight_sum = x.new_zeros(scale * height, scale * width, dtype=torch.float32)
-    for done, piece in enumerate(tiles, 1):
-        crop = x[..., piece.top:piece.top + piece.height, piece.left:piece.left + piece.width]
-        out = restore(crop.to(device) if device is not None else crop).to(x.device)
-        if total is None:
-            total = out.new_zeros(*out.shape[:-2], scale * height, scale * width, dtype=torch.float32)
-        weight = _ramp(scale * piece.top, out.shape[-2], scale * height, scale * overlap, x.device)[:, None] * _ramp(
-            scale * piece.left, out.shape[-1], scale * width, scale * overlap, x.device)
-        rows = slice(scale * piece.top, scale * piece.top + out.shape[-2])
-        columns = slice(scale * piece.left, scale * piece.left + out.shape[-1])
-        total[..., rows, columns] += weight * out
-        weight_sum[rows, columns] += weight
-        if progress is not None:
-            progress(done, len(tiles))
-    return (total / weight_sum).to(out.dtype)
+    result, top = x.new_empty(0), 0
+    for band in restore_bands(run, crop, height, width, scale, tile, overlap, progress):
+        if not top:
+            result = band.new_empty(*band.shape[:-2], scale * height, scale * width)
+        result[..., top:top + band.shape[-2], :] = band
+        top += band.shape[-2]
+    return result
 
 
 def official_tiles(height: int, width: int, side: int = 200) -> Iterator[tuple[Tile, Tile]]:
