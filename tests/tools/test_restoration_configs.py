@@ -106,7 +106,7 @@ def _build(name: str) -> ImageRestorer:
 
 
 # large networks take seconds even without weights
-LARGE = re.compile('-(base|large)_sr-x[23]')
+LARGE = re.compile('mambairv2(-base|-large_sr-x[23]|_dn|_car)')
 
 
 @pytest.mark.parametrize('name', [
