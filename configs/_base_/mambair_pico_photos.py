@@ -25,3 +25,4 @@ default_hooks = dict(
 # of the last hundred steps or so: a longer average would still hold random weights in so short a training
 custom_hooks = [dict(type='EMAHook', decay=0.99)]
 log_processor = dict(window_size=50)
+randomness = dict(seed=0)

@@ -1,13 +1,19 @@
-"""Photographs of packages become a data set: sizes, splits, credits, refusals, and the names of what is missing."""
+"""Photographs of packages become a data set, and the small recipes learn from it."""
 import importlib.util
+import json
+import uuid
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from visionssm.data.photos import PHOTOGRAPHS, SOURCES, Photograph, find_photographs, make_photo_data
+from visionssm.openmmlab.evaluate import evaluate
+from visionssm.openmmlab.runner import VisionRunner
+from visionssm.utils.paths import config_root
 
 TRAIN = Photograph('train', 'mate-backgrounds', 'Aqua.jpg', 'Aqua.jpg, by A, GPL')
 HELD_OUT = Photograph('val', 'plasma-workspace-wallpapers', 'Grey/contents/images/2560x1600.jpg', 'Grey, by B, LGPL')
@@ -107,3 +113,34 @@ def test_the_tool_writes_what_is_there_and_says_how_to_install_the_rest(tool, ro
     with pytest.raises(SystemExit, match=r'no photographs for train and val(?s:.*)pip install scikit-image'):
         tool.main([str(tmp_path / 'nothing'), '--root', str(tmp_path)])
     assert not (tmp_path / 'nothing').exists()
+
+
+@pytest.mark.parametrize(('name', 'scale'), [('sr-x2', 2), ('denoise-sigma25', 1)])
+def test_a_small_recipe_trains_and_is_scored_beside_its_input(name, scale, tmp_path, capsys):
+    rng = np.random.default_rng(1)
+    for place in ('train/a', 'train/b', 'val/chelsea', 'val/grey'):
+        path = tmp_path / 'photos' / f'{place}.png'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(rng.integers(0, 255, (9, 10, 3), dtype=np.uint8))
+        coarse.resize((70, 66), Image.Resampling.BICUBIC).save(path)
+    cfg = Config.fromfile(str(config_root() / 'restoration' / f'mambair-pico_{name}_photos.py'))
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters == cfg.train_cfg.val_interval
+    for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        loader.dataset.data_root = str(tmp_path / 'photos')
+    cfg.merge_from_dict(dict(
+        train_cfg=dict(max_iters=2, val_interval=2), model=dict(model=dict(depths=(1, 1), d_state=1)),
+        train_dataloader=dict(batch_size=2), work_dir=str(tmp_path / 'run'), experiment_name=uuid.uuid4().hex,
+        log_level='WARNING'))
+    VisionRunner.from_cfg(cfg.copy()).train()
+    cfg.dump(str(tmp_path / 'config.py'))
+    capsys.readouterr()
+    assert evaluate([str(tmp_path / 'config.py'), str(tmp_path / 'run/best/model.safetensors'),
+                     '--out', str(tmp_path / 'scores.json'), '--cfg-options', 'test_evaluator.baseline=True']) == 0
+    assert 'input PSNR' in capsys.readouterr().out
+    rows = json.loads((tmp_path / 'scores.json').read_text())['sets']
+    # the photographs that are not there are left out
+    assert [row['class'] for row in rows] == ['chelsea', 'grey']
+    noise = 20 * np.log10(255 / 25)
+    for row in rows:
+        assert row['input PSNR'] > 30 if scale == 2 else abs(row['input PSNR'] - noise) < 0.6
+        assert row['PSNR'] != row['input PSNR'] and 0 < row['input SSIM'] <= 1
