@@ -1,5 +1,4 @@
 """PSNR, SSIM and LPIPS of restored pictures, a row for each data set."""
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import nn
 from torchvision.models import AlexNet_Weights, VGG16_Weights
 
 from ...checkpoints import CheckpointError, check_fit, load_state_dict
+from ...checkpoints.transfer import hash_file
 from ...registry import METRICS
 from ...restoration.metrics import psnr, ssim, ssim_volume, to_uint8
 from ...restoration.resize import imresize
@@ -25,11 +25,7 @@ LPIPS_NETS = {'alex': (AlexNet_Weights.IMAGENET1K_V1, 31), 'vgg': (VGG16_Weights
 
 def _is_official(path: Path, url: str) -> bool:
     """Whether a file is the one of torchvision, whose name ends in the first digits of its hash."""
-    digest = hashlib.sha256()
-    with path.open('rb') as file:
-        while block := file.read(2 ** 20):
-            digest.update(block)
-    return digest.hexdigest().startswith(Path(url).stem.rpartition('-')[2])
+    return hash_file(path).startswith(Path(url).stem.rpartition('-')[2])
 
 
 def create_lpips(kind: Literal['alex', 'vgg'], weights: str | None = None) -> tuple[nn.Module, str]:
