@@ -43,7 +43,7 @@ $(VENV)/.demo-ready: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,dev]'
 	# a package that needs mamba_ssm, for the test that it runs here without; its exact pins would replace ours
 	$(PIP) install --quiet --no-deps mambavision==1.2.0 einops==0.8.2
 	touch $@ $(VENV)/.demo-ready

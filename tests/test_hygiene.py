@@ -36,6 +36,8 @@ LAYERS = {
     'visionssm/diffusion': {'visionssm.diffusion', 'visionssm.models', 'visionssm.layers',
                             'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/analysis': {'visionssm.analysis'},
+    'visionssm/export': {'visionssm.export', 'visionssm._factory', 'visionssm.checkpoints', 'visionssm.utils',
+                         'visionssm_kernels'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
 }
 OPTIONAL = MM | {'cv2', 'matplotlib', 'scipy', 'albumentations', 'diffusers', 'tensorboard', 'mamba_ssm',

@@ -1,7 +1,6 @@
 """The command line of training: options, the config they make, and one clear error for what goes wrong."""
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
 
 from ..checkpoints import CheckpointError
+from ..utils import command as command_line
 from ..utils.paths import config_root
 from .check import ConfigError, check_config, check_overrides, optimizer_sections
 from .data import UnreadableImagesError
@@ -39,18 +39,7 @@ def run_command(
     Returns:
         The command's own code, 1 after an error, 130 after an interrupt.
     """
-    try:
-        return command()
-    except errors as error:
-        if debug:
-            raise
-        sys.stderr.write(f'error: {error}\n')
-        return 1
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        sys.stderr.write(f'\n{stopped}\n')
-        return 130
+    return command_line.run_command(command, debug, stopped, errors)
 
 
 class _OptionsAction(DictAction):

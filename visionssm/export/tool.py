@@ -1,0 +1,134 @@
+"""The command line of the export."""
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._factory import create_model
+from ..utils.command import run_command
+from .archive import export_archive, export_onnx, export_weights
+from .compare import compare_onnx
+from .inputs import Inputs, example_inputs
+
+__all__ = ['export', 'parse_export']
+
+FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'safetensors': '.safetensors'}
+TOLERANCE = 1e-4
+
+
+def parse_export(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the options of `tools/export.py`.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        The options.
+    """
+    parser = argparse.ArgumentParser(description='Write a model as ONNX, as an archive of torch.export, or as weights.')
+    parser.add_argument('name', help='name of the model, as in vmamba_tiny or vim_tiny.in1k')
+    parser.add_argument('--format', default='onnx', choices=FORMATS)
+    parser.add_argument('-o', '--out', help='the file (default: NAME with the suffix of the format)')
+    parser.add_argument('--checkpoint', help='weights in a file of any kind that the package reads')
+    parser.add_argument('--pretrained', action='store_true', help='the published weights of the name')
+    parser.add_argument('--num-classes', type=int, help='classes of the head; 0 leaves the head out')
+    parser.add_argument('--size', type=int, nargs='+', metavar='PIXELS', help='height and width of the graph, or one '
+                                                                             "number for both (default: the model's)")
+    parser.add_argument('--features', action='store_true', help='the feature maps of a backbone, for dense tasks')
+    parser.add_argument('--dynamic', action='store_true', help='let the graph take any number of pictures')
+    parser.add_argument('--keep-ops', action='store_true', help="torch-export: keep this package's fast ops in the "
+                                                                'graph, which then needs the package to be loaded')
+    parser.add_argument('--runs', type=int, default=5, help='timed runs of ONNX Runtime and PyTorch; 0 times nothing')
+    parser.add_argument('--no-check', action='store_true', help='do not compare the file with the model')
+    parser.add_argument('--json', action='store_true', help='print the result as JSON')
+    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+    args = parser.parse_args(argv)
+    if args.pretrained and args.checkpoint:
+        parser.error('--pretrained and --checkpoint exclude each other')
+    if args.runs < 0:
+        parser.error(f'--runs is {args.runs}; it must be 0 or more')
+    return args
+
+
+def _build(args: argparse.Namespace) -> nn.Module:
+    options: dict[str, Any] = {} if args.num_classes is None else {'num_classes': args.num_classes}
+    if args.features:
+        options['features_only'] = True
+    if args.size and args.name.partition('_')[0] in ('vim', 'vim2', 'dis'):
+        # the size of these is part of the model: position embeddings
+        options['img_size'] = args.size[0] if len(args.size) == 1 else tuple(args.size)
+    try:
+        model = create_model(args.name, pretrained=args.pretrained, checkpoint_path=args.checkpoint, **options)
+    except TypeError as error:
+        raise ValueError(f'{args.name} cannot be built with {options}: {error}') from error
+    return model.eval().requires_grad_(False)
+
+
+def _out(args: argparse.Namespace) -> Path:
+    suffix = FORMATS[args.format]
+    out = Path(args.out or args.name + suffix)
+    if out.suffix != suffix:
+        raise ValueError(f'--out {out}: the file of --format {args.format} ends in {suffix}')
+    if out.is_dir():
+        raise ValueError(f'--out {out} is a folder; give a file')
+    return out
+
+
+def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs, size: Any) -> dict[str, Any]:
+    """Compare a file with the model; another number of pictures too, where it may be any."""
+    found = compare_onnx(model, out, inputs, args.runs)
+    error = found.error
+    if args.dynamic:
+        error = max(error, compare_onnx(model, out, example_inputs(model, size, 3, seed=1), 0).error)
+    if not error <= TOLERANCE:
+        raise ValueError(f'{out} differs from the model by {error:.1e} of the largest value, more than {TOLERANCE:g}: '
+                         'do not use it, and report the model and the versions of torch, onnx and onnxruntime')
+    return {'relative_error': error, 'onnxruntime_ms': found.onnx_ms, 'pytorch_ms': found.torch_ms}
+
+
+def _export(args: argparse.Namespace) -> int:
+    out, model = _out(args), _build(args)
+    size = None if not args.size else args.size[0] if len(args.size) == 1 else args.size
+    inputs = example_inputs(model, size)
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    metadata = {'architecture': args.name, **{key: cfg[key] for key in ('mean', 'std', 'license') if cfg.get(key)}}
+    result: dict[str, Any] = {'model': args.name, 'format': args.format, 'file': os.fspath(out),
+                              'inputs': {name: list(tensor.shape) for name, tensor in
+                                         zip(inputs.names, inputs.tensors, strict=True)}}
+    sys.stderr.write(f'writing {out}: tracing takes a minute or two for a large model\n')
+    if args.format == 'onnx':
+        export_onnx(model, out, inputs, args.dynamic, metadata)
+        result |= {} if args.no_check else _check(args, model, out, inputs, size)
+    elif args.format == 'torch-export':
+        export_archive(model, out, inputs, args.dynamic, args.keep_ops, metadata)
+    else:
+        export_weights(model, out, metadata)
+    result['megabytes'] = round(sum(file.stat().st_size for file in (out, Path(f'{out}.data')) if file.is_file()) / 1e6,
+                                2)
+    if args.json:
+        sys.stdout.write(json.dumps(result) + '\n')
+    else:
+        sys.stdout.write('\n'.join(f'{key}: {value}' for key, value in result.items()) + '\n')
+    return 0
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    """Run `tools/export.py`.
+
+    Args:
+        argv: The arguments; None takes the process's.
+
+    Returns:
+        Exit code.
+    """
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    args = parse_export(argv)
+    with torch.no_grad():
+        return run_command(lambda: _export(args), args.debug, errors=(OSError, ValueError, ImportError, RuntimeError))
