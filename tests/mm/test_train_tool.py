@@ -187,6 +187,12 @@ def test_every_warning_reaches_the_log_with_its_own_values(toy_config, tmp_path)
     assert [text.count(f'unreadable: {name}') for name in ('first.jpg', 'second.jpg')] == [1, 1]
 
 
+def test_what_the_package_notes_reaches_the_log(toy_config):
+    runner = VisionRunner.from_cfg(toy_config())
+    logging.getLogger('visionssm').info('4 pictures found')
+    assert '4 pictures found' in next(Path(runner.log_dir).glob('*.log')).read_text()
+
+
 def test_data_with_more_classes_than_the_model_is_refused_before_the_first_step(toy_config, train_toy):
     cfg = toy_config()
     cfg.model.model.num_classes = 3

@@ -132,7 +132,8 @@ class VisionRunner(_Runner):
         logger.addFilter(lambda record: not any(text in record.getMessage() for text in NOISE))
         package = logging.getLogger('visionssm')
         package.handlers[:] = logger.handlers
-        package.setLevel(logger.level)
+        # MMEngine sets levels of handlers and leaves that of the logger open
+        package.setLevel(min(handler.level for handler in logger.handlers))
         # MMEngine shows a warning once and compares texts before their values are filled in
         package.addFilter(_fill_in)
         return logger
