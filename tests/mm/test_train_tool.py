@@ -188,7 +188,7 @@ def test_every_warning_reaches_the_log_with_its_own_values(toy_config, tmp_path)
 
 
 def test_what_the_package_notes_reaches_the_log(toy_config):
-    runner = VisionRunner.from_cfg(toy_config())
+    runner = VisionRunner.from_cfg(toy_config(log_level='INFO'))
     logging.getLogger('visionssm').info('4 pictures found')
     assert '4 pictures found' in next(Path(runner.log_dir).glob('*.log')).read_text()
 
