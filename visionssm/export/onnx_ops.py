@@ -26,13 +26,14 @@ def time_loop(A: FLOAT, step: FLOAT, drive: FLOAT, B: FLOAT, C: FLOAT) -> tuple[
 
 
 @script(default_opset=op)
-def diagonal_loop(A_top, A_left, step_top, step_left, weight_top, weight_left, u, B_top, B_left, C):  # noqa: ANN001, ANN201
+def diagonal_loop(A_top: FLOAT, A_left: FLOAT, step_top: FLOAT, step_left: FLOAT, weight_top: FLOAT,
+                  weight_left: FLOAT, u: FLOAT, B_top: FLOAT, B_left: FLOAT, C: FLOAT) -> FLOAT:
     """One diagonal after the other; see `loops._diagonal_loop`."""
 
     @graph()
     def body(state, step_t, step_l, weight_t, weight_l, x, B_t, B_l, C_t):  # noqa: ANN001, ANN202
-        short = op.Slice(state, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]), op.Constant(value_ints=[4]))
-        above = op.Pad(short, op.Constant(value_ints=[0, 0, 0, 0, 1, 0, 0, 0, 0, 0]))
+        short = op.Slice(state, op.Constant(value_ints=[0]), op.Constant(value_ints=[-1]), op.Constant(value_ints=[-1]))
+        above = op.Pad(short, op.Constant(value_ints=[0, 0, 0, 1, 0, 0, 0, 0]))
         new = (weight_t * (op.Exp(step_t * A_top) * above + step_t * x * B_t)
                + weight_l * (op.Exp(step_l * A_left) * state + step_l * x * B_l))
         y = op.ReduceSum(new * C_t, op.Constant(value_ints=[1]), keepdims=1)
