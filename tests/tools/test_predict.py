@@ -51,6 +51,13 @@ def test_scores_equal_the_classifiers_own(exported, pictures):
         torch.testing.assert_close(scores, output['scores'], atol=1e-5, rtol=0)
 
 
+def test_a_model_without_a_size_of_its_own_sees_pictures_as_large_as_in_its_evaluation(tmp_path):
+    classifier = ImageClassifier({'name': 'vssd_pico', 'num_classes': 10}).eval()
+    classifier(torch.rand(1, 3, 48, 40), mode='predict')
+    path = str(export_best(classifier, classifier.state_dict(), tmp_path / 'best'))
+    assert Predictor(checkpoint=path, device='cpu').data_config['input_size'] == (3, 48, 40)
+
+
 def test_a_photograph_is_turned_upright(exported, tmp_path):
     shades = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28).astype(np.uint8)
     turned = Image.Exif()

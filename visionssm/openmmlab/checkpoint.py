@@ -367,6 +367,9 @@ def export_best(classifier: nn.Module, state: Mapping[str, torch.Tensor], folder
     preprocessor = classifier.data_preprocessor
     data_config = {key: tuple(getattr(preprocessor, key).flatten().tolist()) for key in ('mean', 'std')
                    if getattr(preprocessor, key, None) is not None}
+    if classifier.evaluated_size is not None:
+        # most models have no size of their own, and their scores are those at this one
+        data_config['input_size'] = classifier.evaluated_size
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / 'config.json'

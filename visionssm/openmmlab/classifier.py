@@ -186,6 +186,7 @@ class ImageClassifier(BaseModel):
         super().__init__(data_preprocessor=_build(preprocessor), init_cfg=init_cfg)
         self.model = net
         self.mesa = None if mesa is None else _read_mesa(mesa)
+        self.evaluated_size: tuple[int, ...] | None = None
         self.set_teacher(None)
         if grad_checkpointing:
             net.set_grad_checkpointing(True)
@@ -299,6 +300,7 @@ class ImageClassifier(BaseModel):
             return self._losses(inputs, logits, labels)
         if mode != 'predict':
             raise ValueError(f"mode must be 'tensor', 'loss' or 'predict', got {mode!r}")
+        self.evaluated_size = tuple(inputs.shape[1:])
         scores = logits.float().softmax(dim=-1).cpu()
         count = len(scores)
         labels = [None] * count if labels is None else labels.tolist()
