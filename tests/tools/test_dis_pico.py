@@ -1,4 +1,5 @@
 """The committed DiS draws the garments it is asked for, and random weights do not."""
+import json
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,11 @@ pytest.importorskip('diffusers', reason='needs the extra [diffusion]')
 
 from mmengine.config import Config  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
 import visionssm.openmmlab.diffusion  # noqa: E402, F401
 from visionssm.openmmlab.checkpoint import load_any_weights  # noqa: E402
-from visionssm.openmmlab.datasets import load_fashion_mnist  # noqa: E402
+from visionssm.openmmlab.datasets import FASHION_CLASSES, load_fashion_mnist  # noqa: E402
 from visionssm.openmmlab.diffusion.sample import draw, make_pipeline  # noqa: E402
 from visionssm.openmmlab.transforms import to_tensor  # noqa: E402
 from visionssm.registry import MODELS  # noqa: E402
@@ -42,6 +44,14 @@ def drawn(trained: bool) -> tuple[torch.Tensor, torch.Tensor]:
         pictures = draw(make_pipeline(model, 'dpmsolver++', 10), jobs, seed=1)
     pixels = torch.stack([to_tensor(picture) for picture in pictures]).flatten(1) / 255
     return pixels, torch.tensor([label for label, _ in jobs])
+
+
+def test_the_committed_weights_name_their_process_and_classes():
+    with safe_open(WEIGHTS, 'pt') as file:
+        stored = json.loads(file.metadata()['config'])
+    cfg = Config.fromfile(str(config_root() / 'diffusion' / 'dis-pico_fashion-mnist.py'))
+    assert stored['process'] == dict(cfg.model.process) and stored['classes'] == list(FASHION_CLASSES)
+    assert {'name': stored['architecture'], **stored['model_args']} == dict(cfg.model.model)
 
 
 @pytest.mark.slow
