@@ -14,12 +14,8 @@ pytestmark = pytest.mark.export
 pytest.importorskip('onnx')
 pytest.importorskip('onnxruntime')
 
-# one of every kind of scan, mixer, head and task; the whole zoo is in docs/export.md
-ONE_OF_EACH = {
-    'vim_pico': {}, 'vmamba_pico': {}, 'vssd_pico': {}, 'spatial_mamba_pico': {}, 'mamba2d_pico': {},
-    'vim2_pico': {}, 'mhs_vm_pico': {}, 'mamba_yolo_pico': {}, 'vm_unet_pico': {}, 'mhs_vm_unet_pico': {},
-    'mambair_pico': {}, 'mambairv2_pico': {}, 'dis_pico': {},
-}
+# one of every kind of scan
+ONE_OF_EACH = ('vim_pico', 'vmamba_pico', 'vssd_pico', 'spatial_mamba_pico', 'mamba2d_pico')
 
 
 def build(name: str, **kwargs: object) -> torch.nn.Module:
@@ -30,7 +26,7 @@ def build(name: str, **kwargs: object) -> torch.nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ONE_OF_EACH)
 def test_onnx_runtime_gives_what_the_model_gives_for_any_number_of_pictures(name: str, tmp_path: Path):
-    model = build(name, **ONE_OF_EACH[name])
+    model = build(name)
     inputs = example_inputs(model)
     path = export_onnx(model, tmp_path / 'model.onnx', inputs, dynamic_batch=True)
     assert compare_onnx(model, path, inputs, 0).error < 1e-4

@@ -96,13 +96,18 @@ def export_onnx(
     """
     for package in ('onnx', 'onnxscript'):
         _need(package)
+    from onnxscript import optimizer
+
     from .onnx_ops import diagonal_loop, time_loop
 
     with _quiet():
         program = _trace(model, inputs, dynamic_batch).run_decompositions(loop_decompositions())
         onnx_program = torch.onnx.export(
-            program, dynamo=True, verbose=False, input_names=list(inputs.names),
+            program, dynamo=True, verbose=False, optimize=False, input_names=list(inputs.names),
             custom_translation_table={TIME_LOOP: time_loop, DIAGONAL_LOOP: diagonal_loop})
+        # the exporter's own clean-up takes minutes on thousands of nodes and wins nothing: runtimes fuse anyway
+        for clean in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
+            clean(onnx_program.model)
     notes = {'producer': f'visionssm {__version__}', **(metadata or {})}
     for key, value in notes.items():
         onnx_program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
