@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         count = make_lmdb(args.folders, args.output, args.crop, args.step, args.multiple, args.strip, args.workers, bar)
     except (OSError, ValueError, ImportError) as error:
-        sys.exit(f'{error}')
+        sys.exit(f'error: {error}')
     sys.stdout.write(f'wrote {args.output}: {count} pictures\n')
     return 0
 

@@ -341,7 +341,7 @@ def run_restoration(
             done += 1
         else:
             failed[str(path)] = reason
-            logger.warning('%s is not restored: %s', path, reason)
+            logger.warning('not restored: %s: %s', path, reason)
     if done and failed:
         logger.warning('%d of %d files were not restored:\n  %s', len(failed), done + len(failed),
                        '\n  '.join(f'{path}: {reason}' for path, reason in failed.items()))

@@ -74,7 +74,7 @@ def list_pictures(place: Path) -> list[Path]:
         return [place]
     if not place.is_dir():
         raise FileNotFoundError(f'there is no {place}')
-    found = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES)
+    found = sorted(path for path in place.iterdir() if path.suffix.lower() in SUFFIXES and not path.is_dir())
     if not found:
         raise FileNotFoundError(f'the folder {place} has no images ({", ".join(SUFFIXES)})')
     return found
