@@ -13,12 +13,18 @@ import torch
 pytest.importorskip('mmengine')
 pytest.importorskip('diffusers')
 
+from mmengine.config import Config
 from PIL import Image
 
 import visionssm
+from visionssm.checkpoints import CheckpointError
+from visionssm.openmmlab.check import ConfigError, check_config
+from visionssm.openmmlab.datasets import TimmDataset
 from visionssm.openmmlab.diffusion import sample as module
+from visionssm.openmmlab.diffusion.fidelity import measure_dataset
 from visionssm.openmmlab.diffusion.model import DiffusionModel
 from visionssm.openmmlab.diffusion.sample import sample
+from visionssm.openmmlab.facts import describe_checkpoint
 
 CONFIG = 'configs/diffusion/dis-pico_fashion-mnist.py'
 TINY = {'name': 'dis_pico', 'patch_size': 14, 'embed_dim': 16, 'depth': 2, 'd_state': 16, 'drop_path_rate': 0.0}
@@ -86,6 +92,8 @@ def test_only_what_is_missing_is_drawn_again(checkpoint, tmp_path, capsys):
     times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob('*.png')}
     for name in ('0004_00001.png', '0007_00002.png'):
         (tmp_path / name).unlink()
+    # what a full disk leaves of another program's copy
+    (tmp_path / '0007_00002.png').touch()
     capsys.readouterr()
     again = draw(checkpoint, tmp_path, '--batch-size', '3')
     assert '2 of 6 pictures drawn' in capsys.readouterr().out
@@ -195,7 +203,16 @@ def test_a_model_without_classes_draws_numbered_files(tmp_path, capsys):
     (['--num', '0'], '--num is 0'),
     (['--seed', '-1'], '--seed is -1'),
     (['--eta', '1.5'], 'eta is 1.5'),
-    (['--cfg-scale', 'nan'], 'guidance_scale is nan'),
+    (['--cfg-scale', 'nan'], '--cfg-scale is nan'),
+    (['--num', str(2 ** 33)], 'the most is 4294967296'),
+    (['--out', ''], '--out is empty'),
+    (['--out', 'grid.jpg'], 'give grid.png'),
+    (['--out', 'grid.png', '--num', '9999'], 'a grid of 19998 pictures'),
+    (['--cfg-options', *OPTIONS, 'model.process.snr_gama=5'], "no key 'snr_gama'. Did you mean 'snr_gamma'"),
+    (['--cfg-options', *OPTIONS, 'model.process.steps=abc'], "model.process.steps is 'abc'; it must be a whole"),
+    (['--cfg-options', 'model.process=3'], 'model.process is 3'),
+    (['--cfg-options', 'model.model=3'], "model.model needs a 'name'"),
+    (['--cfg-options', 'model=3'], 'model is 3'),
     (['--device', 'nodevice'], 'nodevice'),
     (['--cfg-options', *OPTIONS, 'model.model.embed_dim=32'], 'mis-shaped'),
     (['--cfg-options', *OPTIONS, 'model.model.num_classes=12'], 'label_embed.weight'),
@@ -209,7 +226,40 @@ def test_wrong_requests_end_with_an_error(checkpoint, tmp_path, capsys, monkeypa
     more = [f'--classes={more[1]}'] if more[1] == '-1' and more[0] == '--classes' else more
     assert sample([*arguments(checkpoint, tmp_path / 'out'), *more]) == 1
     assert words in capsys.readouterr().err.partition('error: ')[2]
-    assert not list(tmp_path.glob('out/*.png'))
+    assert not (tmp_path / 'out').exists()
+
+
+def test_places_that_cannot_be_written_are_refused_before_anything_is_drawn(checkpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(module, '_load', None)
+    (tmp_path / 'folder.png').mkdir()
+    (tmp_path / 'file').write_text('')
+    for out, words in (('folder.png', 'is a folder'), ('file', 'is no folder'), ('file/a/grid.png', 'is no folder')):
+        assert sample(arguments(checkpoint, tmp_path / out)) == 1
+        assert words in capsys.readouterr().err
+    monkeypatch.setattr('os.access', lambda *_: False)
+    assert sample(arguments(checkpoint, tmp_path / 'new' / 'grid.png')) == 1
+    assert f'the folder {tmp_path} cannot be written' in capsys.readouterr().err and not (tmp_path / 'new').exists()
+
+
+def test_weights_that_draw_are_no_classifier(checkpoint):
+    with pytest.raises(CheckpointError, match=r'model.safetensors holds a model of the task diffusion, .* classifier'):
+        describe_checkpoint(checkpoint, 'vim_pico')
+
+
+def test_a_config_without_what_a_tool_needs_is_named(checkpoint, tmp_path, capsys):
+    (tmp_path / 'empty.py').write_text('work_dir = "w"\n')
+    assert sample([str(tmp_path / 'empty.py'), checkpoint, '--out', str(tmp_path / 'out')]) == 1
+    assert 'empty.py is not the config of a diffusion model' in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r'empty.py lacks test_dataloader.dataset'):
+        measure_dataset(str(tmp_path / 'empty.py'), {}, None)
+    with pytest.raises(ConfigError, match=r'model is 3'):
+        check_config(Config({'model': 3, 'work_dir': 'w'}))
+
+
+def test_missing_data_of_torchvision_name_the_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=rf"folder '{tmp_path}' does not hold the data set 'torch/cifar10'.*"
+                                                'dataset_args.download=True'):
+        TimmDataset(str(tmp_path), 'torch/cifar10')
 
 
 def test_other_configs_and_missing_files_are_refused(checkpoint, tmp_path, capsys):

@@ -112,6 +112,8 @@ def check_config(cfg: Config) -> None:
     for key in ('model', 'work_dir'):
         if key not in cfg:
             raise ConfigError(f'The config lacks the key {key!r}')
+    if isinstance(cfg.model, bool | int | float | str | list | tuple | None):
+        raise ConfigError(f"model is {cfg.model!r}; it must be a dict with a 'type'")
 
     types = _Types(cfg.get('default_scope', SCOPES[0]))
     for key, value in cfg.items():

@@ -1,5 +1,6 @@
 """The diffusion model in the engine: losses, fixed validation, training with average and grids, and its errors."""
 from argparse import Namespace
+from inspect import signature
 
 import pytest
 import torch
@@ -15,11 +16,12 @@ from safetensors.torch import save_file
 
 import visionssm
 from visionssm.checkpoints import load_state_dict, read_checkpoint
+from visionssm.diffusion.process import GaussianDiffusion
 from visionssm.openmmlab.check import check_config
 from visionssm.openmmlab.checkpoint import load_any_weights
 from visionssm.openmmlab.diffusion.data import ADMCenterCrop, LatentDataset
 from visionssm.openmmlab.diffusion.metrics import DiffusionLoss
-from visionssm.openmmlab.diffusion.model import DiffusionModel, LatentPreprocessor
+from visionssm.openmmlab.diffusion.model import PROCESS_TYPES, DiffusionModel, LatentPreprocessor
 from visionssm.openmmlab.hooks import NonFiniteError
 from visionssm.openmmlab.runner import VisionRunner
 from visionssm.registry import MODELS
@@ -176,11 +178,21 @@ def test_cached_latents_are_drawn_and_scaled(tmp_path):
     (lambda: DiffusionModel(TINY)(torch.zeros(1, 1, 32, 32), torch.tensor([0]), mode='loss'), '1, 28, 28'),
     (lambda: DiffusionModel(TINY)(torch.zeros(1, 1, 28, 28), torch.tensor([10]), mode='loss'), 'classes 0 to 9'),
     (lambda: DiffusionModel(TINY, dict(learn_sigma=False)), 'learn_sigma'),
+    (lambda: DiffusionModel(3), "model.model needs a 'name'.* got 3"),
+    (lambda: DiffusionModel(TINY, 3), 'model.process is 3; it must be a dict'),
+    (lambda: DiffusionModel(TINY, dict(snr_gama=5)), "no key 'snr_gama'. Did you mean 'snr_gamma'"),
+    (lambda: DiffusionModel(TINY, dict(steps='abc')), "process.steps is 'abc'; it must be a whole number"),
+    (lambda: DiffusionModel(TINY, dict(snr_gamma=True)), 'process.snr_gamma is True; it must be a number or None'),
+    (lambda: DiffusionModel(TINY, dict(rescale_vlb=1)), 'process.rescale_vlb is 1; it must be True or False'),
     (lambda: DiffusionLoss(bins=0), 'bins is 0'),
 ])
 def test_wrong_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_every_argument_of_the_process_can_be_given():
+    assert set(PROCESS_TYPES) == set(signature(GaussianDiffusion).parameters)
 
 
 def test_data_without_latents_name_the_tool(tmp_path):

@@ -20,6 +20,16 @@ __all__ = ['DiffusionModel', 'LatentPreprocessor', 'create_denoiser']
 
 # the fractions of its multiples spread evenly over [0, 1) however many there are
 GOLDEN = 0.6180339887498949
+# what the arguments of GaussianDiffusion are
+PROCESS_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    'steps': ((int,), 'a whole number'),
+    'schedule': ((str,), 'a name'),
+    'respacing': ((str, list, tuple), 'a text or a list of whole numbers'),
+    'prediction_type': ((str,), 'a name'),
+    'learn_sigma': ((bool,), 'True or False'),
+    'rescale_vlb': ((bool,), 'True or False'),
+    'snr_gamma': ((int, float, type(None)), 'a number or None'),
+}
 
 
 def create_denoiser(name: str, **kwargs: Any) -> nn.Module:
@@ -40,6 +50,20 @@ def create_denoiser(name: str, **kwargs: Any) -> nn.Module:
         return visionssm.create_model(name, **kwargs)
     except TypeError as error:
         raise ValueError(f'the model {name!r} cannot be built with {kwargs}: {error}') from error
+
+
+def _check_process(process: Any) -> dict[str, Any]:
+    """Return the arguments of the process, or raise a ValueError for one that it does not take."""
+    if process is not None and not isinstance(process, Mapping):
+        raise ValueError(f"model.process is {process!r}; it must be a dict, as in dict(prediction_type='epsilon')")
+    for key, value in (process or {}).items():
+        if key not in PROCESS_TYPES:
+            raise ValueError(f'model.process has no key {key!r}. {did_you_mean(str(key), PROCESS_TYPES)}'.rstrip())
+        kinds, words = PROCESS_TYPES[key]
+        # True is an int to Python
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            raise ValueError(f'model.process.{key} is {value!r}; it must be {words}')
+    return dict(process or {})
 
 
 @MODELS.register_module()
@@ -98,19 +122,20 @@ class DiffusionModel(BaseModel):
             seed: int = 0,
             init_cfg: dict | None = None,
     ) -> None:
-        if 'name' not in model:
-            raise ValueError(f"model needs a 'name', as in dict(name='dis_small_patch2'): got {dict(model)}")
+        if not isinstance(model, Mapping) or 'name' not in model:
+            raise ValueError(f"model.model needs a 'name', as in dict(name='dis_small_patch2'): got {model!r}")
+        options = _check_process(process)
         net = create_denoiser(**model)
         pixels = {'type': 'ClsDataPreprocessor', 'mean': [0.5] * net.in_chans, 'std': [0.5] * net.in_chans}
         with DefaultScope.overwrite_default_scope('visionssm'):
             super().__init__(data_preprocessor=MODELS.build(data_preprocessor or pixels), init_cfg=init_cfg)
         self.model = net
         self.options = dict(model)
-        self.process = GaussianDiffusion(**{'learn_sigma': net.learn_sigma, **(process or {})})
+        self.process = GaussianDiffusion(**{'learn_sigma': net.learn_sigma, **options})
         if self.process.learn_sigma != net.learn_sigma:
             raise ValueError(f'process.learn_sigma is {self.process.learn_sigma} and the network has '
                              f'learn_sigma={net.learn_sigma}; leave it out of process')
-        self.process_options = dict(process or {})
+        self.process_options = options
         self.vae = vae
         self.seed = seed
         self.last_steps: list[int] = []

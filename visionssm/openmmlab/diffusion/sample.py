@@ -3,8 +3,10 @@ import argparse
 import io
 import json
 import math
+import os
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,9 @@ Job = tuple[int | None, int]
 """A class, None for a model without, and the number of the picture within it."""
 # pictures of one class before the numbers of the next one begin
 PER_CLASS = 2 ** 32
+# more are no picture to look at, and all are kept in memory
+GRID_LIMIT = 10_000
+DRAWN_NAME = re.compile(r'(?:(\d{4,})_)?(\d{5,})\.png')
 
 
 def make_pipeline(model: nn.Module, sampler: str = 'ddpm', steps: int | str | None = 250, clip: bool = False) -> Any:
@@ -167,13 +172,16 @@ def _check_process(model: nn.Module, checkpoint: str) -> None:
 def _load(args: argparse.Namespace) -> tuple[nn.Module, tuple[str, ...], Config]:
     """Return the model with its weights, the names of its classes as far as they are known, and the config."""
     cfg = load_config(args)
+    if not isinstance(cfg.get('model'), Mapping):
+        raise ConfigError(f'{args.config} is not the config of a diffusion model; model is {cfg.get("model")!r}')
     if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
         raise CheckpointError(f'{args.checkpoint} does not exist')
     with DefaultScope.overwrite_default_scope('visionssm'):
         import_modules_from_strings(**cfg.get('custom_imports', {'imports': []}))
         model = MODELS.build(cfg.model)
         if not hasattr(model, 'process'):
-            raise ConfigError(f'{args.config} is not the config of a diffusion model; model.type is {cfg.model.type}')
+            raise ConfigError(f'{args.config} is not the config of a diffusion model; model.type is '
+                              f'{cfg.model.get("type")}')
         names = _names(cfg, args.checkpoint)
     load_any_weights(model, args.checkpoint)
     _check_process(model, args.checkpoint)
@@ -207,18 +215,60 @@ def _file(folder: Path, job: Job) -> Path:
     return folder / (f'{number:05d}.png' if label is None else f'{label:04d}_{number:05d}.png')
 
 
-def _batches(jobs: Sequence[Job], size: int) -> Iterator[list[Job]]:
+def _finished(folder: Path, classes: Sequence[int | None], num: int) -> set[Job]:
+    """Jobs whose files are there; those appear whole or not at all, so only an empty one is of another origin."""
+    found: set[Job] = set()
+    for path in folder.glob('*.png'):
+        name = DRAWN_NAME.fullmatch(path.name)
+        if name and path.is_file() and path.stat().st_size:
+            job = (None if name[1] is None else int(name[1]), int(name[2]))
+            if job[0] in classes and job[1] < num and _file(folder, job) == path:
+                found.add(job)
+    return found
+
+
+def _check_request(args: argparse.Namespace) -> None:
+    """Refuse what is wrong whatever the model is."""
+    for name in ('num', 'steps', 'batch_size'):
+        if getattr(args, name) < 1:
+            raise ValueError(f'--{name.replace("_", "-")} is {getattr(args, name)}; it must be at least 1')
+    if args.num > PER_CLASS:
+        raise ValueError(f'--num is {args.num}; the most is {PER_CLASS}')
+    if args.seed < 0:
+        raise ValueError(f'--seed is {args.seed}; it must be at least 0')
+    if not 0 <= args.eta <= 1:
+        raise ValueError(f'--eta is {args.eta}; it must be from 0 to 1')
+    if args.cfg_scale is not None and not math.isfinite(args.cfg_scale):
+        raise ValueError(f'--cfg-scale is {args.cfg_scale}; it must be finite')
+
+
+def _check_out(text: str) -> None:
+    """Refuse a place that cannot be written, before hours of drawing."""
+    if not text.strip():
+        raise ValueError('--out is empty; give a folder, or a file NAME.png for one grid')
+    out = Path(text).absolute()
+    suffix = out.suffix.lower()
+    if suffix == '.png' and out.is_dir():
+        raise ValueError(f'--out {text} is a folder, and the name is that of a grid; give another name')
+    if suffix != '.png' and suffix in Image.registered_extensions() and not out.is_dir():
+        raise ValueError(f'--out {text}: a grid is written as PNG; give {Path(text).with_suffix(".png")}, or a folder '
+                         'for single files')
+    there = next(path for path in ([] if suffix == '.png' else [out]) + list(out.parents) if path.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f'--out {text}: {there} is no folder')
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f'--out {text}: the folder {there} cannot be written')
+
+
+def _batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
     rest = iter(jobs)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def _sample(args: argparse.Namespace) -> int:
-    for name in ('num', 'steps', 'batch_size'):
-        if getattr(args, name) < 1:
-            raise ValueError(f'--{name.replace("_", "-")} is {getattr(args, name)}; it must be at least 1')
-    if args.seed < 0:
-        raise ValueError(f'--seed is {args.seed}; it must be at least 0')
+    _check_request(args)
+    _check_out(args.out)
     model, names, cfg = _load(args)
     count = model.model.num_classes
     scale = args.cfg_scale if args.cfg_scale is not None else (1.5 if count else 1.0)
@@ -226,21 +276,22 @@ def _sample(args: argparse.Namespace) -> int:
         raise ValueError(f'--cfg-scale {scale}: the model was trained without classes and cannot be guided; leave the '
                          'option out')
     classes = _classes(args.classes, count, names)
-    pipe = make_pipeline(model, args.sampler, args.steps, args.clip)
-    jobs: list[Job] = [(label, number) for label in classes for number in range(args.num)]
-    out = Path(args.out)
+    out, total = Path(args.out), len(classes) * args.num
     single = out.suffix.lower() != '.png'
-    todo = jobs
+    if not single and total > GRID_LIMIT:
+        raise ValueError(f'--out {out}: a grid of {total} pictures; the most is {GRID_LIMIT}, give a folder')
+    pipe = make_pipeline(model, args.sampler, args.steps, args.clip)
+    finished: set[Job] = set()
     if single:
         check_settings(out, {
             'model': cfg.model.to_dict(), 'weights': weights_digest(model.model), 'sampler': args.sampler,
             'steps': args.steps, 'cfg_scale': scale, 'eta': args.eta, 'clip': args.clip, 'seed': args.seed,
         }, {'config': args.config, 'checkpoint': args.checkpoint})
-        # files appear whole or not at all, so one that is there is finished
-        todo = [job for job in jobs if not _file(out, job).is_file()]
+        finished = _finished(out, classes, args.num)
+    # not a list: a number without an end in sight is asked for and stopped when there are enough
+    todo = (job for label in classes for number in range(args.num) if (job := (label, number)) not in finished)
     pictures: list[Image.Image] = []
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit='picture', disable=None,
-              dynamic_ncols=True) as bar:
+    with tqdm(total=total, initial=len(finished), unit='picture', disable=None, dynamic_ncols=True) as bar:
         for batch in _batches(todo, args.batch_size):
             drawn = draw(pipe, batch, args.seed, scale, args.eta)
             if single:
@@ -251,7 +302,7 @@ def _sample(args: argparse.Namespace) -> int:
             bar.update(len(batch))
     if not single:
         atomic_write(_png(to_grid(pictures, args.num)), out)
-    sys.stdout.write(f'{len(todo)} of {len(jobs)} pictures drawn: {out}\n')
+    sys.stdout.write(f'{total - len(finished)} of {total} pictures drawn: {out}\n')
     return 0
 
 
