@@ -62,7 +62,8 @@ def atomic_write(content: bytes | memoryview, path: str | os.PathLike) -> None:
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, f'cannot write {path} ({len(content) / 2**20:.1f} MiB): {error.strerror}; '
-                      'earlier checkpoints are untouched: free some space, then go on with --resume') from error
+                      'files that were there are untouched. Free some space or give another place, then run it '
+                      'again (a training: with --resume)') from error
     finally:
         temporary.unlink(missing_ok=True)
 

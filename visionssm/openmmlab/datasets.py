@@ -105,6 +105,12 @@ class TimmDataset(ImageDataset):
             self.source = create_dataset(name, root, split=split, class_map=class_to_idx or '', input_img_mode=mode,
                                          **(dataset_args or {}))
         except RuntimeError as error:
+            if prefix == 'torch' and 'not found' in str(error):
+                raise FileNotFoundError(
+                    f'the folder {root!r} does not hold the data set {name!r}, or not all of it: put the files that '
+                    'torchvision reads there, or let it fetch them once, by --cfg-options '
+                    'train_dataloader.dataset.dataset_args.download=True (likewise val_dataloader and '
+                    f'test_dataloader). torchvision says: {error}') from error
             if 'Found 0 images' not in str(error):
                 raise
             of_map = f' (classes {", ".join(list(class_to_idx)[:3])} ...)' if class_to_idx else ''

@@ -91,6 +91,13 @@ def _read_description(path: str) -> dict[str, Any]:
             raise CheckpointError(_not_a_classifier(path, 'a restoration model'))
         if 'scope' in config:
             raise CheckpointError(_not_a_classifier(path))
+        if config.get('task') == 'diffusion':
+            raise CheckpointError(_draws(path))
+        lacking = [key for key in ('architecture', 'num_classes') if key not in config]
+        if lacking:
+            raise CheckpointError(f'{path} is of the task {config.get("task", "that it does not name")!r} and says no '
+                                  f'{" and no ".join(lacking)}; the weights of a classifier are needed, as '
+                                  'tools/train.py exports them')
         cfg = config.get('pretrained_cfg', {})
         arguments = {'num_classes': config['num_classes'], **config.get('model_args', {})}
         return {'name': config['architecture'], 'arguments': arguments, 'pretrained_cfg': cfg,
@@ -103,6 +110,8 @@ def _read_description(path: str) -> dict[str, Any]:
         raise CheckpointError(_not_a_classifier(path, 'a restoration model'))
     if 'model' not in model:
         raise CheckpointError(_not_a_classifier(path))
+    if str(model.model.get('name')).split('.')[0] in visionssm.list_models('diffusion'):
+        raise CheckpointError(_draws(path))
     arguments = {key: value for key, value in model.model.items() if key not in ('name', 'pretrained')}
     preprocessor = model.get('data_preprocessor') or {}
     cfg = {key: tuple(preprocessor[key]) for key in ('mean', 'std') if preprocessor.get(key)}
@@ -126,6 +135,12 @@ def _safetensors_config(path: str) -> dict[str, Any]:
 def _not_a_classifier(path: str, kind: str = 'a detector or segmentor') -> str:
     return (f'{path} holds {kind}: evaluate it by tools/test.py CONFIG {path}, and predict with it by '
             f'tools/predict.py IMAGES --checkpoint {path}')
+
+
+def _draws(path: str) -> str:
+    return (f'{path} holds a model of the task diffusion, and the weights of a classifier are needed: draw with it by '
+            f'tools/sample.py CONFIG {path}, and measure it by tools/test.py CONFIG {path} with the config of its '
+            'training')
 
 
 class DenseFacts(NamedTuple):

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from ...diffusion.fidelity import Moments, frechet_distance, inception_score, moments, precision_recall
 from ...registry import DATASETS
+from ..check import ConfigError
 from ..checkpoint import atomic_write
 from ..cli import USER_ERRORS, _OptionsAction, load_config, run_command
 from ..image_io import open_image
@@ -284,6 +285,8 @@ def measure_dataset(config: str, options: dict[str, Any], extractor: Extractor, 
     """
     cfg = load_config(argparse.Namespace(config=config, cfg_options=options, launcher='none', local_rank=0,
                                          work_dir=None))
+    if not (cfg.get('test_dataloader') or {}).get('dataset'):
+        raise ConfigError(f'{config} lacks test_dataloader.dataset, from which --real-config takes the real pictures')
     with DefaultScope.overwrite_default_scope('visionssm'):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
 
