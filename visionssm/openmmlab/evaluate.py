@@ -126,9 +126,11 @@ def test_config(args: argparse.Namespace) -> Config:
         cfg = load_config(args)
         if args.work_dir is None:
             cfg.work_dir = str(Path(cfg.work_dir) / 'test')
-        for key in ('test_dataloader', 'test_evaluator', 'test_cfg'):
+        for key in ('model', 'test_dataloader', 'test_evaluator', 'test_cfg'):
             if cfg.get(key) is None:
                 raise ConfigError(f'The config lacks the key {key!r}, which evaluation needs')
+        if not isinstance(cfg.model, Mapping):
+            raise ConfigError(f"model is {cfg.model!r}; it must be a dict with a 'type'")
         without_pretraining(cfg.model)
     dense = cfg.default_scope in EXTRAS
     kind = str(cfg.model.get('type')).rpartition('.')[2]
