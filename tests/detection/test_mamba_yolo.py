@@ -38,7 +38,7 @@ def test_registered_models_have_their_published_size(name: str, size: int):
 
 
 def test_models_without_weights_say_so():
-    with pytest.raises(CheckpointError, match='The official repository published no weights'):
+    with pytest.raises(CheckpointError, match='the authors published none'):
         visionssm.create_model('mamba_yolo_tiny', pretrained=True, device='meta')
 
 
