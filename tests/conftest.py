@@ -1,4 +1,5 @@
 """Settings of every test: fixed seed, a bounded number of threads, the folder of golden fixtures."""
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,16 @@ def pytest_configure(config: pytest.Config) -> None:
 def _seed() -> Iterator[None]:
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(autouse=True)
+def _logger() -> Iterator[None]:
+    """A training sets the package's logger up for itself; the next test gets it as it was."""
+    logger = logging.getLogger('visionssm')
+    level, handlers, filters = logger.level, list(logger.handlers), list(logger.filters)
+    yield
+    logger.setLevel(level)
+    logger.handlers[:], logger.filters[:] = handlers, filters
 
 
 @pytest.fixture(scope='session')
