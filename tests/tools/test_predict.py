@@ -58,6 +58,11 @@ def test_a_model_without_a_size_of_its_own_sees_pictures_as_large_as_in_its_eval
     assert Predictor(checkpoint=path, device='cpu').data_config['input_size'] == (3, 48, 40)
 
 
+def test_a_file_that_names_its_model_is_not_tried_with_all_others(exported, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr('visionssm.openmmlab.facts.find_restorer', lambda path: pytest.fail(f'{path} names its model'))
+    assert predict([str(pictures), '--checkpoint', exported[1], '--device', 'cpu', '--out', str(tmp_path / 'out')]) == 0
+
+
 def test_a_photograph_is_turned_upright(exported, tmp_path):
     shades = np.arange(28 * 28, dtype=np.uint32).reshape(28, 28).astype(np.uint8)
     turned = Image.Exif()

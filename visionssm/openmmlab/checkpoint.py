@@ -154,8 +154,21 @@ def read_weights(net: nn.Module, source: str | os.PathLike, whole: bool = True) 
     Returns:
         The state dict.
     """
-    state = _read_any(str(source))
-    own = net.state_dict().keys()
+    return rename_weights(net, load_any_state(str(source)), whole)
+
+
+def rename_weights(net: nn.Module, state: Mapping[str, torch.Tensor], whole: bool = True) -> dict[str, torch.Tensor]:
+    """Put the weights of a file into the key names of a timm model; shapes are not checked.
+
+    Args:
+        net: The model that says how foreign keys are renamed.
+        state: What the file holds.
+        whole: As in :func:`read_weights`.
+
+    Returns:
+        The state dict.
+    """
+    state, own = dict(state), net.state_dict().keys()
     if not own & state.keys() and any(key.startswith('model.') for key in state):
         state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
     family = sys.modules[type(net).__module__]
@@ -167,7 +180,15 @@ def read_weights(net: nn.Module, source: str | os.PathLike, whole: bool = True) 
     return state
 
 
-def _read_any(source: str) -> dict[str, torch.Tensor]:
+def load_any_state(source: str) -> dict[str, torch.Tensor]:
+    """Read the state dict in a weight file, in the names that it has there; no code in it runs.
+
+    Args:
+        source: As in :func:`load_weights`.
+
+    Returns:
+        The state dict.
+    """
     if source.startswith(SCHEME):
         return dict(load_from_visionssm(source)['state_dict'])
     with mmengine_values():
@@ -233,7 +254,7 @@ def load_dense_weights(model: nn.Module, source: str | os.PathLike, keep_heads: 
         source: A checkpoint of the runner or of OpenMMLab's, an export of ours, or ``visionssm://PATH``.
         keep_heads: Leave the parts of heads as they are that depend on the number of classes where the file's differ.
     """
-    state = _read_any(str(source))
+    state = load_any_state(str(source))
     own = model.state_dict()
     # a backbone may turn tensors of its authors' files around, so its shapes count when they are loaded
     different = [key for key, value in state.items()

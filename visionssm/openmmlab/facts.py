@@ -17,7 +17,13 @@ import visionssm
 
 from ..checkpoints import CheckpointError, check_fit, load_state_dict
 from ..utils.suggest import nearest
-from .checkpoint import SCHEME, is_training_checkpoint, read_training_checkpoint, read_weights
+from .checkpoint import (
+    SCHEME,
+    is_training_checkpoint,
+    load_any_state,
+    read_training_checkpoint,
+    rename_weights,
+)
 from .portable import read_config
 from .scopes import EXTRAS
 
@@ -213,7 +219,8 @@ def describe_restorer(checkpoint: str | None, name: str | None = None) -> Restor
         return RestorerFacts(name, checkpoint) if name else None
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
-    stored = _stored_restorer(checkpoint)
+    config = _safetensors_config(checkpoint) if checkpoint.endswith('.safetensors') else _training_config(checkpoint)
+    stored = _stored_restorer(checkpoint, config)
     if name and stored is not None and stored.name.partition('.')[0] != architecture:
         raise CheckpointError(f'{checkpoint} holds {stored.name}, not {name}: leave out --model {name}, or give '
                               'another file')
@@ -221,23 +228,26 @@ def describe_restorer(checkpoint: str | None, name: str | None = None) -> Restor
         logger.warning('%s says that it holds %s; it is used as %s', checkpoint, stored.name, name)
     if stored is not None:
         return stored._replace(name=name or stored.name)
-    if name is None:
+    # trying all models takes seconds, so it is left to files that say nothing
+    if name is None and not config:
         name = find_restorer(checkpoint)
         if name is not None:
             logger.info('%s does not say what it holds; its tensors are those of %s', checkpoint, name)
     return RestorerFacts(name, checkpoint) if name else None
 
 
-def _stored_restorer(path: str) -> RestorerFacts | None:
-    """What an export or a training checkpoint says about the restoration model in it."""
+def _training_config(path: str) -> Mapping[str, Any]:
+    """The config in a training checkpoint, or nothing."""
+    return read_config(read_training_checkpoint(path)['meta']['cfg'], path) if is_training_checkpoint(path) else {}
+
+
+def _stored_restorer(path: str, config: Mapping[str, Any]) -> RestorerFacts | None:
+    """The restoration model that the config in an export or a training checkpoint describes."""
     if path.endswith('.safetensors'):
-        config = _safetensors_config(path)
         if config.get('task') != 'restoration':
             return None
         return RestorerFacts(config['architecture'], path, config.get('model_args') or {})
-    if not is_training_checkpoint(path):
-        return None
-    model = dict(read_config(read_training_checkpoint(path)['meta']['cfg'], path).get('model', {}).get('model') or {})
+    model = dict(config.get('model', {}).get('model') or {})
     name = str(model.pop('name', ''))
     if name.partition('.')[0] not in visionssm.list_models('restoration'):
         return None
@@ -264,14 +274,14 @@ def find_restorer(checkpoint: str) -> str | None:
     Returns:
         The name of the first model that fits, or None.
     """
-    state = load_state_dict(checkpoint)
+    state = load_any_state(checkpoint)
     if not any('conv' in key or 'patch_embed' in key for key in state):
         return None
     for name in visionssm.list_models('restoration'):
         with _Unfilled():
             net: nn.Module = visionssm.create_model(name, device='meta')
         try:
-            check_fit(net, read_weights(net, checkpoint))
+            check_fit(net, rename_weights(net, state))
         except (CheckpointError, LookupError, AttributeError):
             continue
         return name
