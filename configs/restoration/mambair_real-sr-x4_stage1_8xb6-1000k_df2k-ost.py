@@ -8,7 +8,7 @@
 #   data/DIV2K/DIV2K_valid_HR/      whole pictures, whose faults are the same in every evaluation
 # The training starts from the network for shrunk pictures: train it first, or name a file of yours by
 # --cfg-options model.init_from=FILE; model.init_from=None starts from scratch.
-_base_ = ['../_base_/restoration_runtime.py']
+_base_ = ['../_base_/datasets/pairs.py', '../_base_/restoration_runtime.py']
 
 model = dict(
     type='ImageRestorer',
@@ -24,25 +24,17 @@ fault = dict(type='SecondOrderFault', scale=4, sharpen=True, margin=72)
 train_dataloader = dict(
     batch_size=6,
     num_workers=10,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=True, infinite=True),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
-        type='PairedImages',
         data_root='data/DF2K',
         gt=['DF2K_HR_sub', 'DF2K_multiscale_sub', 'OST_sub'],
         scale=4,
         degrade=fault,
         patch=256,
         pad=True,
-        augment=True,
         name='df2k-ost'))
 val_dataloader = dict(
-    batch_size=1,
     num_workers=4,
     persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
         type='PairedImages', data_root='data/DIV2K', gt='DIV2K_valid_HR', scale=4,
         degrade=dict(type='SecondOrderFault', scale=4), name='DIV2K'))

@@ -3,21 +3,17 @@
 #   data/benchmark/{Set5,Set14,B100,Urban100,Manga109}/{HR,LR_bicubic/X2}/
 # where a small picture is called like the good one with x2 or _LRBI_x2 behind the name. Reading whole PNG files is
 # slow: tools/make_lmdb.py packs pieces of them, for gt='DF2K/HR.lmdb' and lq='DF2K/X2.lmdb'.
+_base_ = ['pairs.py']
+
 train_dataloader = dict(
     batch_size=4,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=True, infinite=True),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
-        type='PairedImages',
         data_root='data',
         gt=['DIV2K/DIV2K_train_HR', 'Flickr2K/Flickr2K_HR'],
         lq=['DIV2K/DIV2K_train_LR_bicubic/X{scale}', 'Flickr2K/Flickr2K_LR_bicubic/X{scale}'],
         lq_name=['{}x{scale}', '{}'],
         scale=2,
-        patch=128,
-        augment=True))
+        patch=128))
 
 test_sets = [
     dict(gt='Set5/HR', lq='Set5/LR_bicubic/X{scale}'),
@@ -29,17 +25,8 @@ test_sets = [
 common = dict(scale=2, lq_name=['{}x{scale}', '{}_LRBI_x{scale}', '{}'])
 # the small sets during a training, all of them in tools/test.py, which leaves out those that are not there
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(type='TestSets', data_root='data/benchmark', sets=test_sets[:2], common=common))
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
         type='TestSets', data_root='data/benchmark', sets=test_sets, common=common, skip_missing=True))
 

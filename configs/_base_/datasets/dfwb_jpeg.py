@@ -3,35 +3,22 @@
 # data/benchmark/{Classic5,LIVE1}/. The JPEG is made on the fly, of the gray picture. The authors read files that were
 # compressed before; how is not published, so PSNR may differ a little. With such files, called like the good ones:
 # degrade=None, lq=[FOLDER, ...] in the training set, and dict(gt=..., lq=..., degrade=None) in the test sets.
+_base_ = ['pairs.py']
+
 train_dataloader = dict(
     batch_size=2,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=True, infinite=True),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
-        type='PairedImages',
         data_root='data',
         gt=['DIV2K/DIV2K_train_HR', 'Flickr2K/Flickr2K_HR', 'BSD400', 'WED'],
         degrade=dict(type='JpegFault', quality=40),
         mode='L',
-        patch=126,
-        augment=True))
+        patch=126))
 
 test_sets = [dict(gt='Classic5'), dict(gt='LIVE1')]
 common = dict(degrade=dict(type='JpegFault', quality=40), mode='L')
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(type='TestSets', data_root='data/benchmark', sets=test_sets[:1], common=common))
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
         type='TestSets', data_root='data/benchmark', sets=test_sets, common=common, skip_missing=True))
 

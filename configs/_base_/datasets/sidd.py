@@ -2,34 +2,22 @@
 # data/SIDD/{train,val}/{input_crops,target_crops}/, or LMDBs: gt='train/gt_crops.lmdb', lq='train/input_crops.lmdb'.
 # tools/test.py takes the 1,280 blocks of data/SIDD/Validation{Noisy,Gt}BlocksSrgb.mat. DND has no public truth: its
 # server scores what is sent in.
+_base_ = ['pairs.py']
+
 train_dataloader = dict(
     batch_size=1,
-    num_workers=8,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=True, infinite=True),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
-        type='PairedImages',
         data_root='data/SIDD',
         gt='train/target_crops',
         lq='train/input_crops',
         patch=384,
-        pad=True,
-        augment=True))
+        pad=True))
 val_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    persistent_workers=True,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
         type='PairedImages', data_root='data/SIDD', gt='val/target_crops', lq='val/input_crops', name='SIDD'))
 test_dataloader = dict(
-    batch_size=1,
     # each process holds all blocks, half a gigabyte
     num_workers=1,
-    sampler=dict(type='SeededSampler', shuffle=False),
-    collate_fn=dict(type='collate_pairs'),
     dataset=dict(
         type='PairedImages', data_root='data/SIDD', gt='ValidationGtBlocksSrgb.mat',
         lq='ValidationNoisyBlocksSrgb.mat', name='SIDD'))
