@@ -17,6 +17,7 @@ from .checkpoints.converted import read_entry
 from .checkpoints.download import Cached, fetch_many, look_up
 from .checkpoints.load import compare_shapes
 from .models._official import from_official
+from .utils.command import run_command
 
 __all__ = ['download', 'main']
 
@@ -56,30 +57,28 @@ def _run(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
         parser.error(f'--workers must be at least 1, got {args.workers}')
     if args.from_file and (len(args.names) != 1 or args.family or args.all or args.list):
         parser.error('--from-file takes exactly one NAME, and neither --family, --all nor --list')
-    try:
-        named = [find_entry(name) for name in args.names]
-        found = named + [entry for family in args.family for entry in entries(family)]
-        if args.all or (args.list and not found):
-            found += entries()
-        chosen = list(dict.fromkeys(found))
-        if not chosen:
-            parser.error('give a NAME, --family, --all or --list')
-        if args.list:
-            return _list(chosen, args)
-        if args.from_file:
-            check = functools.partial(_check_file, chosen[0])
-            return _report([(chosen[0], add_file(chosen[0], args.from_file, check, args.cache_dir))], args)
-        by_hand = [entry for entry in chosen if not entry.sources and entry not in named]
-        if by_hand:
-            sys.stderr.write(f'skipped, to be fetched by hand: {", ".join(entry.name for entry in by_hand)}\n')
-        one = functools.partial(fetch, cache_dir=args.cache_dir, offline=args.offline or None)
-        return _report(list(fetch_many([entry for entry in chosen if entry not in by_hand], one, args.workers)), args)
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f'error: {error}\n')
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write('\nstopped; what has come is kept, and the same command goes on from there\n')
-        return 130
+    return run_command(lambda: _serve(parser, args), errors=(OSError, ValueError),
+                       stopped='stopped; what has come is kept, and the same command goes on from there')
+
+
+def _serve(parser: argparse.ArgumentParser, args: argparse.Namespace) -> int:
+    named = [find_entry(name) for name in args.names]
+    found = named + [entry for family in args.family for entry in entries(family)]
+    if args.all or (args.list and not found):
+        found += entries()
+    chosen = list(dict.fromkeys(found))
+    if not chosen:
+        parser.error('give a NAME, --family, --all or --list')
+    if args.list:
+        return _list(chosen, args)
+    if args.from_file:
+        check = functools.partial(_check_file, chosen[0])
+        return _report([(chosen[0], add_file(chosen[0], args.from_file, check, args.cache_dir))], args)
+    by_hand = [entry for entry in chosen if not entry.sources and entry not in named]
+    if by_hand:
+        sys.stderr.write(f'skipped, to be fetched by hand: {", ".join(entry.name for entry in by_hand)}\n')
+    one = functools.partial(fetch, cache_dir=args.cache_dir, offline=args.offline or None)
+    return _report(list(fetch_many([entry for entry in chosen if entry not in by_hand], one, args.workers)), args)
 
 
 def _facts(entry: Entry, cached: Cached | None, error: str = '') -> dict[str, Any]:

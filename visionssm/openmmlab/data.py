@@ -12,7 +12,7 @@ import logging
 import math
 import random
 import struct
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from itertools import chain, count, islice
 from typing import Any, NamedTuple
@@ -25,13 +25,28 @@ from torch.utils.data import Dataset, Sampler
 
 from ..registry import DATA_SAMPLERS, FUNCTIONS, TRANSFORMS
 
-__all__ = ['ImageDataset', 'SampleKey', 'SeededSampler', 'UnreadableImagesError', 'build_transform', 'collate_images',
-           'convert_mode', 'sample_rng']
+__all__ = ['ImageDataset', 'SampleKey', 'SeededSampler', 'UnreadableImagesError', 'batches', 'build_transform',
+           'collate_images', 'convert_mode', 'sample_rng']
 
 logger = logging.getLogger('visionssm')
 
 # what Pillow raises on damaged files: its own errors are OSErrors, the PNG and TIFF plugins also raise these
 READ_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError)
+
+
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Deals items out in lists, one list ahead of the caller.
+
+    Args:
+        items: The items.
+        size: Of a list; the last one may be shorter.
+
+    Yields:
+        The lists.
+    """
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch
 
 
 class SampleKey(NamedTuple):

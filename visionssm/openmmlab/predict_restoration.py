@@ -1,7 +1,6 @@
 """Restoration of picture and video files of any size, by any model, at the depth and with the colours of the input."""
 import argparse
 import logging
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 from ..checkpoints import CheckpointError
 from ..restoration.resize import imresize
 from ..restoration.tiling import Progress, Tile, plan_tiles, restore_bands
+from ..utils.command import check_folder
 from .amp import DTYPES
 from .checkpoint import load_weights
 from .data import READ_ERRORS
@@ -295,15 +295,6 @@ def _attempt(work: Callable[[_Job, Path, Progress], str], job: _Job, path: Path,
     return None
 
 
-def _check_folder(out: Path) -> None:
-    """Refuse a folder that cannot be written to before anything is computed."""
-    place = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
-    if not place.is_dir():
-        raise NotADirectoryError(f'--out {out}: {place} is a file')
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f'--out {out}: nothing can be written to {place}')
-
-
 def run_restoration(
         args: argparse.Namespace,
         facts: RestorerFacts,
@@ -326,7 +317,7 @@ def run_restoration(
     if not 1 <= args.quality <= 100:
         raise ValueError(f'--quality is {args.quality}; it must be 1 to 100')
     out = Path(args.out)
-    _check_folder(out)
+    check_folder(out, f'--out {out}')
     paths = _without_results(paths, args.images, out)
     restorer = Restorer(facts, device, args.tile, args.overlap, args.self_ensemble, args.precision)
     if restorer.channels == 1:

@@ -1,8 +1,28 @@
-"""What every command-line tool does with errors and interrupts."""
+"""What every command-line tool does: with errors and interrupts, and with the folder that its results go to."""
+import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-__all__ = ['run_command']
+__all__ = ['check_folder', 'run_command']
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Refuse a folder that cannot be made or written to, before long work whose results go there.
+
+    Args:
+        folder: The folder, which need not exist yet.
+        option: The option that names it, with its value.
+
+    Raises:
+        NotADirectoryError: It, or what should hold it, is a file.
+        PermissionError: It cannot be written.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f'{option}: {place} is a file, and is no folder')
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f'{option}: the folder {place} cannot be written')
 
 
 def run_command(

@@ -14,7 +14,6 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ from ...registry import DATASETS
 from ..check import ConfigError
 from ..checkpoint import atomic_write
 from ..cli import USER_ERRORS, _OptionsAction, load_config, run_command
+from ..data import batches
 from ..image_io import open_image
 from ..predict import find_images
 from ..visuals import to_picture, write_json
@@ -152,9 +152,8 @@ def measure(
         What it saw.
     """
     found: dict[str, list[torch.Tensor]] = {}
-    left = iter(pictures)
     with tqdm(total=total, desc=title, unit='picture', disable=not sys.stderr.isatty()) as bar:
-        while batch := list(islice(left, batch_size)):
+        for batch in batches(pictures, batch_size):
             for key, rows in extractor(batch).items():
                 found.setdefault(key, []).append(rows)
             bar.update(len(batch))

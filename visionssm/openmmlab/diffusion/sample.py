@@ -3,11 +3,9 @@ import argparse
 import io
 import json
 import math
-import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,12 @@ from tqdm import tqdm
 
 from ...checkpoints import CheckpointError
 from ...registry import DATASETS, MODELS
+from ...utils.command import check_folder
 from ...utils.suggest import did_you_mean
 from ..check import ConfigError
 from ..checkpoint import atomic_write, load_any_weights
 from ..cli import _OptionsAction, load_config, run_command
+from ..data import batches
 from ..facts import describe_dense
 from .latents import check_settings, load_autoencoder, weights_digest
 
@@ -253,17 +253,7 @@ def _check_out(text: str) -> None:
     if suffix != '.png' and suffix in Image.registered_extensions() and not out.is_dir():
         raise ValueError(f'--out {text}: a grid is written as PNG; give {Path(text).with_suffix(".png")}, or a folder '
                          'for single files')
-    there = next(path for path in ([] if suffix == '.png' else [out]) + list(out.parents) if path.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f'--out {text}: {there} is no folder')
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(f'--out {text}: the folder {there} cannot be written')
-
-
-def _batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
-    rest = iter(jobs)
-    while batch := list(islice(rest, size)):
-        yield batch
+    check_folder(out.parent if suffix == '.png' else out, f'--out {text}')
 
 
 def _sample(args: argparse.Namespace) -> int:
@@ -292,7 +282,7 @@ def _sample(args: argparse.Namespace) -> int:
     todo = (job for label in classes for number in range(args.num) if (job := (label, number)) not in finished)
     pictures: list[Image.Image] = []
     with tqdm(total=total, initial=len(finished), unit='picture', disable=None, dynamic_ncols=True) as bar:
-        for batch in _batches(todo, args.batch_size):
+        for batch in batches(todo, args.batch_size):
             drawn = draw(pipe, batch, args.seed, scale, args.eta)
             if single:
                 for job, picture in zip(batch, drawn, strict=True):

@@ -5,9 +5,8 @@ import os
 import re
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data import READ_ERRORS, convert_mode
+from ..data import READ_ERRORS, batches, convert_mode
 from ..image_io import decode_image, flatten, open_image, orient
 
 __all__ = ['BlockStore', 'FolderStore', 'LmdbStore', 'PictureStore', 'StoredPicture', 'list_pictures', 'make_lmdb',
@@ -297,12 +296,6 @@ def _encode(key: str, image: Image.Image) -> _Entry:
     return _Entry(key, buffer.getvalue(), (image.height, image.width, len(image.getbands())))
 
 
-def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    rest = iter(items)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
 def _write(environment: Any, full: type[Exception], entries: Sequence[_Entry]) -> None:
     """Put entries into the LMDB in one go, which grows when it is full."""
     while True:
@@ -361,7 +354,7 @@ def make_lmdb(
     try:
         with lmdb.open(str(scratch), map_size=MAP_SIZE, lock=False) as environment, \
                 ThreadPoolExecutor(workers) as pool:
-            for batch in _batches(progress(paths), 2 * workers):
+            for batch in batches(progress(paths), 2 * workers):
                 jobs = [pool.submit(_entries, path, crop, step or 1, multiple, strip) for path in batch]
                 entries = [entry for job in jobs for entry in job.result()]
                 _write(environment, lmdb.MapFullError, entries)
