@@ -31,6 +31,12 @@ def _need(package: str) -> None:
         raise ImportError(f'this export needs {package}: pip install "visionssm[export]" brings it')
 
 
+def _texts(metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    """Metadata as the formats hold them, with the program that wrote them."""
+    notes = {'producer': f'visionssm {__version__}', **(metadata or {})}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in notes.items()}
+
+
 @contextmanager
 def _place(path: Path) -> Iterator[Path]:
     """Give a name to write to; what is there at the end, with files beside it, replaces the old in one step each."""
@@ -108,9 +114,7 @@ def export_onnx(
         # the exporter's own clean-up takes minutes on thousands of nodes and wins nothing: runtimes fuse anyway
         for clean in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
             clean(onnx_program.model)
-    notes = {'producer': f'visionssm {__version__}', **(metadata or {})}
-    for key, value in notes.items():
-        onnx_program.model.metadata_props[key] = value if isinstance(value, str) else json.dumps(value)
+    onnx_program.model.metadata_props.update(_texts(metadata))
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     with _place(Path(path)) as target:
         onnx_program.save(target, external_data=weights > LARGE)
@@ -145,10 +149,8 @@ def export_archive(
         program = _trace(model, inputs, dynamic_batch)
         if not keep_ops:
             program = program.run_decompositions(export_decompositions())
-        notes = {key: value if isinstance(value, str) else json.dumps(value)
-                 for key, value in {'producer': f'visionssm {__version__}', **(metadata or {})}.items()}
         with _place(Path(path)) as target:
-            torch.export.save(program, target, extra_files={'visionssm.json': json.dumps(notes)})
+            torch.export.save(program, target, extra_files={'visionssm.json': json.dumps(_texts(metadata))})
     return Path(path)
 
 
@@ -165,6 +167,5 @@ def export_weights(model: nn.Module, path: str | os.PathLike, metadata: Mapping[
     """
     if Path(path).suffix != '.safetensors':
         raise ValueError(f'{path}: the name of a file of weights ends in .safetensors')
-    notes = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (metadata or {}).items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    return Path(save_safetensors(model.state_dict(), path, notes))
+    return Path(save_safetensors(model.state_dict(), path, _texts(metadata)))

@@ -52,6 +52,8 @@ def parse_export(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.pretrained and args.checkpoint:
         parser.error('--pretrained and --checkpoint exclude each other')
+    if args.size is not None:
+        args.size = args.size[0] if len(args.size) == 1 else tuple(args.size)
     if args.runs < 0:
         parser.error(f'--runs is {args.runs}; it must be 0 or more')
     return args
@@ -61,9 +63,9 @@ def _build(args: argparse.Namespace) -> nn.Module:
     options: dict[str, Any] = {} if args.num_classes is None else {'num_classes': args.num_classes}
     if args.features:
         options['features_only'] = True
-    if args.size and args.name.partition('_')[0] in ('vim', 'vim2', 'dis'):
+    if args.size is not None and args.name.partition('_')[0] in ('vim', 'vim2', 'dis'):
         # the size of these is part of the model: position embeddings
-        options['img_size'] = args.size[0] if len(args.size) == 1 else tuple(args.size)
+        options['img_size'] = args.size
     try:
         model = create_model(args.name, pretrained=args.pretrained, checkpoint_path=args.checkpoint, **options)
     except TypeError as error:
@@ -81,12 +83,12 @@ def _out(args: argparse.Namespace) -> Path:
     return out
 
 
-def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs, size: Any) -> dict[str, Any]:
+def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs) -> dict[str, Any]:
     """Compare a file with the model; another number of pictures too, where it may be any."""
     found = compare_onnx(model, out, inputs, args.runs)
     error = found.error
     if args.dynamic:
-        error = max(error, compare_onnx(model, out, example_inputs(model, size, 3, seed=1), 0).error)
+        error = max(error, compare_onnx(model, out, example_inputs(model, args.size, 3, seed=1), 0).error)
     if not error <= TOLERANCE:
         raise ValueError(f'{out} differs from the model by {error:.1e} of the largest value, more than {TOLERANCE:g}: '
                          'do not use it, and report the model and the versions of torch, onnx and onnxruntime')
@@ -95,8 +97,7 @@ def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs
 
 def _export(args: argparse.Namespace) -> int:
     out, model = _out(args), _build(args)
-    size = None if not args.size else args.size[0] if len(args.size) == 1 else args.size
-    inputs = example_inputs(model, size)
+    inputs = example_inputs(model, args.size)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     metadata = {'architecture': args.name, **{key: cfg[key] for key in ('mean', 'std', 'license') if cfg.get(key)}}
     result: dict[str, Any] = {'model': args.name, 'format': args.format, 'file': os.fspath(out),
@@ -105,7 +106,7 @@ def _export(args: argparse.Namespace) -> int:
     sys.stderr.write(f'writing {out}: tracing takes a minute or two for a large model\n')
     if args.format == 'onnx':
         export_onnx(model, out, inputs, args.dynamic, metadata)
-        result |= {} if args.no_check else _check(args, model, out, inputs, size)
+        result |= {} if args.no_check else _check(args, model, out, inputs)
     elif args.format == 'torch-export':
         export_archive(model, out, inputs, args.dynamic, args.keep_ops, metadata)
     else:
