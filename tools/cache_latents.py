@@ -2,9 +2,9 @@
 import sys
 
 try:
-    from visionssm.openmmlab.diffusion.latents import cache_latents
+    from visionssm.cli import run_tool
 except ImportError as error:
-    sys.exit(f'{error}\nLatents need the package and its extras: pip install -e .[mm,diffusion]')
+    sys.exit(f'{error}\nInstall the checkout first: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(cache_latents())
+    sys.exit(run_tool('cache-latents'))

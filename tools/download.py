@@ -2,9 +2,9 @@
 import sys
 
 try:
-    from visionssm.cli import download
+    from visionssm.cli import run_tool
 except ImportError as error:
-    sys.exit(f'{error}\nDownloads need the package: pip install -e .')
+    sys.exit(f'{error}\nInstall the checkout first: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(download())
+    sys.exit(run_tool('download'))

@@ -2,9 +2,9 @@
 import sys
 
 try:
-    from visionssm.export.tool import export
+    from visionssm.cli import run_tool
 except ImportError as error:
-    sys.exit(f'{error}\nThe export needs the package and its extra: pip install -e .[export]')
+    sys.exit(f'{error}\nInstall the checkout first: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(export())
+    sys.exit(run_tool('export'))

@@ -2,9 +2,9 @@
 import sys
 
 try:
-    from visionssm.openmmlab.diffusion.fidelity import run_fid
+    from visionssm.cli import run_tool
 except ImportError as error:
-    sys.exit(f'{error}\nMeasuring pictures needs the package and its extras: pip install -e .[mm,diffusion]')
+    sys.exit(f'{error}\nInstall the checkout first: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(run_fid())
+    sys.exit(run_tool('fid'))

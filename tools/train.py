@@ -2,9 +2,9 @@
 import sys
 
 try:
-    from visionssm.openmmlab.cli import train
+    from visionssm.cli import run_tool
 except ImportError as error:
-    sys.exit(f'{error}\nTraining needs the package and its extra: pip install -e .[mm]')
+    sys.exit(f'{error}\nInstall the checkout first: pip install -e .')
 
 if __name__ == '__main__':
-    sys.exit(train())
+    sys.exit(run_tool('train'))

@@ -6,7 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from visionssm.openmmlab.check import ConfigError, check_config
-from visionssm.openmmlab.cli import parse_train, train, train_config
+from visionssm.openmmlab.cli import train, train_config
 from visionssm.openmmlab.runner import VisionRunner
 
 ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
@@ -26,7 +26,7 @@ def on_disk(toy_config, tmp_path):
 
 
 def options(*argv):
-    return train_config(parse_train(argv))
+    return train_config(train.parse(argv))
 
 
 def test_a_run_ends_with_its_accuracy_and_leaves_logs_and_weights(toy_config, run_tool, tmp_path):

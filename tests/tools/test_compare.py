@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from visionssm.openmmlab.cli import parse_train, train_config
+from visionssm.openmmlab.cli import train, train_config
 from visionssm.openmmlab.compare import compare, find_configs, format_report, summarise_run
 
 VIM = 'vim-pico-plain_fashion-mnist'
@@ -80,7 +80,7 @@ def test_a_failed_training_is_named_and_the_others_are_written(copied, capsys):
 
 def test_an_unfinished_log_is_no_result(copied):
     root, _ = copied
-    cfg = train_config(parse_train([VIM, '--work-dir', str(root / 'runs' / VIM)]))
+    cfg = train_config(train.parse([VIM, '--work-dir', str(root / 'runs' / VIM)]))
     with pytest.raises(ValueError, match='accuracies of 2 epochs, not of 10'):
         summarise_run(VIM, cfg)
 

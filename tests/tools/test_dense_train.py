@@ -10,7 +10,7 @@ pytest.importorskip('mmseg', reason='needs the extra [seg]')
 
 import torch  # noqa: E402
 
-from visionssm.openmmlab.cli import parse_train, train, train_config  # noqa: E402
+from visionssm.openmmlab.cli import train, train_config  # noqa: E402
 from visionssm.openmmlab.facts import describe_dense  # noqa: E402
 from visionssm.openmmlab.scopes import find_any_config, headlines  # noqa: E402
 
@@ -143,11 +143,11 @@ def test_weights_of_other_classes_start_a_training(detector, det_config, on_disk
 ], ids=lambda value: value.partition('=')[0] if '=' in value else '')
 def test_a_misspelt_key_of_a_detector_is_named_with_the_nearest(det_config, on_disk, option, wrong, right):
     with pytest.raises(ValueError, match=f"'{wrong}'.*'{right}'"):
-        train_config(parse_train([on_disk(det_config()), '--cfg-options', option]))
+        train_config(train.parse([on_disk(det_config()), '--cfg-options', option]))
 
 
 def test_amp_takes_the_wrapper_that_works_without_a_gpu(det_config, on_disk):
-    cfg = train_config(parse_train([on_disk(det_config()), '--amp']))
+    cfg = train_config(train.parse([on_disk(det_config()), '--amp']))
     assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('visionssm.AmpOptimWrapper', 'bfloat16')
 
 

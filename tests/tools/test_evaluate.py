@@ -17,7 +17,7 @@ from visionssm.checkpoints import save_safetensors
 from visionssm.openmmlab.checkpoint import export_best
 from visionssm.openmmlab.classifier import ImageClassifier
 from visionssm.openmmlab.datasets import IDX_FILES, load_fashion_mnist
-from visionssm.openmmlab.evaluate import evaluate, format_table, model_config, parse_test, test_config
+from visionssm.openmmlab.evaluate import evaluate, format_table, model_config, test_config
 
 test_config.__test__ = False
 TENCH, GOLDFISH, TISSUE = 'n01440764', 'n01443537', 'n15075141'
@@ -157,7 +157,7 @@ def test_a_model_by_name_has_the_classes_of_its_checkpoint(tiny_model, grey_fold
 
 
 def test_bare_weights_by_name_say_their_classes_and_channels(weights, grey_folders):
-    cfg = test_config(parse_test(['--model', 'test_vit', '--data', str(grey_folders[0]), weights]))
+    cfg = test_config(evaluate.parse(['--model', 'test_vit', '--data', str(grey_folders[0]), weights]))
     assert (cfg.model.model.num_classes, cfg.model.model.in_chans) == (10, 1)
     assert (cfg.test_dataloader.dataset.mode, cfg.test_dataloader.dataset.class_map) == ('L', None)
 
@@ -212,12 +212,12 @@ def test_an_unknown_model_names_the_nearest(tmp_path):
 
 def test_a_model_by_name_needs_data(capsys):
     with pytest.raises(SystemExit):
-        parse_test(['--model', 'test_vit'])
+        evaluate.parse(['--model', 'test_vit'])
     assert '--data' in capsys.readouterr().err
 
 
 def test_options_replace_parts_of_the_config(config, weights, tmp_path):
-    args = parse_test([str(config), weights, '--batch-size', '7', '--data', str(tmp_path), '--work-dir', 'here'])
+    args = evaluate.parse([str(config), weights, '--batch-size', '7', '--data', str(tmp_path), '--work-dir', 'here'])
     cfg = test_config(args)
     assert (cfg.test_dataloader.batch_size, cfg.test_dataloader.dataset.root) == (7, str(tmp_path))
     assert cfg.work_dir == 'here' and cfg.load_from == weights

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from visionssm.openmmlab.cli import parse_train, train, train_config
+from visionssm.openmmlab.cli import train, train_config
 from visionssm.openmmlab.runner import VisionRunner
 
 SYNSETS = ('n01440764', 'n01443537', 'n01484850')
@@ -37,7 +37,7 @@ def test_the_recipe_trains_evaluates_and_exports(small_recipe, tmp_path, capsys)
 
 
 def test_training_and_evaluation_see_pictures_on_one_scale(small_recipe):
-    runner = VisionRunner.from_cfg(train_config(parse_train(small_recipe)))
+    runner = VisionRunner.from_cfg(train_config(train.parse(small_recipe)))
     prepare = runner.model.data_preprocessor
     noise = [prepare(next(iter(runner.build_dataloader(runner.cfg[name]))), False)['inputs']
              for name in ('train_dataloader', 'val_dataloader')]

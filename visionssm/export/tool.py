@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +11,18 @@ import torch
 from torch import nn
 
 from .._factory import create_model
-from ..utils.command import run_command
+from ..utils.command import Command
 from .archive import export_archive, export_onnx, export_weights
 from .compare import compare_onnx
 from .inputs import Inputs, example_inputs
 
-__all__ = ['export', 'parse_export']
+__all__ = ['export']
 
 FORMATS = {'onnx': '.onnx', 'torch-export': '.pt2', 'safetensors': '.safetensors'}
 TOLERANCE = 1e-4
 
 
-def parse_export(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the options of `tools/export.py`.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(description='Write a model as ONNX, as an archive of torch.export, or as weights.')
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('name', help='name of the model, as in vmamba_tiny or vim_tiny.in1k')
     parser.add_argument('--format', default='onnx', choices=FORMATS)
     parser.add_argument('-o', '--out', help='the file (default: NAME with the suffix of the format)')
@@ -48,15 +38,15 @@ def parse_export(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--runs', type=int, default=5, help='timed runs of ONNX Runtime and PyTorch; 0 times nothing')
     parser.add_argument('--no-check', action='store_true', help='do not compare the file with the model')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    args = parser.parse_args(argv)
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.pretrained and args.checkpoint:
         parser.error('--pretrained and --checkpoint exclude each other')
     if args.size is not None:
         args.size = args.size[0] if len(args.size) == 1 else tuple(args.size)
     if args.runs < 0:
         parser.error(f'--runs is {args.runs}; it must be 0 or more')
-    return args
 
 
 def _build(args: argparse.Namespace) -> nn.Module:
@@ -96,6 +86,7 @@ def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs
 
 
 def _export(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
     out, model = _out(args), _build(args)
     inputs = example_inputs(model, args.size)
     cfg = getattr(model, 'pretrained_cfg', None) or {}
@@ -120,16 +111,5 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def export(argv: Sequence[str] | None = None) -> int:
-    """Run `tools/export.py`.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        Exit code.
-    """
-    logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
-    args = parse_export(argv)
-    with torch.no_grad():
-        return run_command(lambda: _export(args), args.debug, errors=(OSError, ValueError, ImportError, RuntimeError))
+export = Command('Write a model as ONNX, as an archive of torch.export, or as weights.', _add_options,
+                 torch.no_grad()(_export), _check_options, (OSError, ValueError, ImportError, RuntimeError))

@@ -1,7 +1,6 @@
-"""The command line of training: options, the config they make, and one clear error for what goes wrong."""
+"""The command line of training: options and the config that they make."""
 import argparse
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
 
 from ..checkpoints import CheckpointError
-from ..utils import command as command_line
+from ..utils.command import Command
 from ..utils.paths import config_root
 from .check import ConfigError, check_config, check_overrides, optimizer_sections
 from .data import UnreadableImagesError
@@ -22,26 +21,6 @@ from .scopes import check_installed, explain_import_error, find_any_config
 USER_ERRORS = (CheckpointError, ConfigError, NonFiniteError, OSError, UnreadableImagesError, ValueError)
 
 
-def run_command(
-        command: Callable[[], int],
-        debug: bool = False,
-        stopped: str = 'stopped',
-        errors: tuple[type[Exception], ...] = USER_ERRORS,
-) -> int:
-    """Run what a tool does; what its user can mend ends in one line on the standard error and an exit code.
-
-    Args:
-        command: The work; returns the exit code.
-        debug: Show tracebacks instead.
-        stopped: What to say after an interrupt from the keyboard.
-        errors: The errors that a user can mend.
-
-    Returns:
-        The command's own code, 1 after an error, 130 after an interrupt.
-    """
-    return command_line.run_command(command, debug, stopped, errors)
-
-
 class _OptionsAction(DictAction):
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any,
                  option_string: str | None = None) -> None:
@@ -51,14 +30,16 @@ class _OptionsAction(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
+def add_common_options(parser: argparse.ArgumentParser, config_nargs: str | None = None) -> None:
     """Options that training and evaluation share.
 
     Args:
         parser: The parser to add them to.
+        config_nargs: '?' where there may be no config.
     """
-    parser.add_argument('config', help='a config file, the name of one that comes with the package, or of another '
-                                       "package's as mmdet::retinanet/retinanet_r50_fpn_1x_coco.py")
+    parser.add_argument('config', nargs=config_nargs,
+                        help="a config file, the name of one that comes with the package, or of another package's as "
+                             'mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     parser.add_argument('--work-dir', help='where logs and checkpoints go (default: work_dirs/CONFIG)')
     parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE',
                         help='override keys of the config, as in model.model.name=vim_tiny train_cfg.max_epochs=10')
@@ -66,19 +47,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
                         help='what started the processes of a distributed run')
     # older launchers pass the local rank as an option, newer ones in the environment
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
 
 
-def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options of ``tools/train.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(description='Train a model as a config says.')
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add_common_options(parser)
     parser.add_argument('--resume', nargs='?', const='auto', metavar='CHECKPOINT',
                         help='go on from a checkpoint; without a value, from the newest whole one in the work '
@@ -88,7 +59,6 @@ def parse_train(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--auto-scale-lr', action='store_true',
                         help='scale the learning rate by batch size / auto_scale_lr.base_batch_size')
     parser.add_argument('--seed', type=int, help="seed of the run (default: the config's)")
-    return parser.parse_args(argv)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -126,7 +96,7 @@ def train_config(args: argparse.Namespace) -> Config:
     """The config of a training run.
 
     Args:
-        args: Options of :func:`parse_train`.
+        args: Options of `train.parse`.
 
     Returns:
         The checked config.
@@ -158,20 +128,6 @@ def train_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def train(argv: Sequence[str] | None = None) -> int:
-    """Train, and end with a line such as ``top-1: NN.NN`` or ``mIoU: NN.NN`` where the config evaluates.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        Exit code.
-    """
-    args = parse_train(argv)
-    return run_command(lambda: _train(args), args.debug,
-                       'stopped; the same command with --resume goes on from the last checkpoint')
-
-
 def _train(args: argparse.Namespace) -> int:
     cfg = train_config(args)
     runner = VisionRunner.from_cfg(cfg)
@@ -185,3 +141,8 @@ def _train(args: argparse.Namespace) -> int:
         # not through the logger: other programs read these lines
         print('\n'.join(f'{name}: {value:.2f}' for name, value in found.items()), flush=True)  # noqa: T201
     return 0
+
+
+# ends with a line such as `top-1: NN.NN` or `mIoU: NN.NN` where the config evaluates
+train = Command('Train a model as a config says.', _add_train_options, _train, errors=USER_ERRORS,
+                stopped='stopped; the same command with --resume goes on from the last checkpoint')

@@ -21,11 +21,12 @@ from mmengine.device import get_device
 
 from .._version import __version__
 from ..analysis import count_flops
+from ..utils.command import run_command
 from ..utils.paths import config_root
 from .check import ConfigError
 from .checkpoint import atomic_write
 from .classifier import create_timm_model
-from .cli import USER_ERRORS, parse_train, run_command, train_config
+from .cli import USER_ERRORS, train, train_config
 from .visuals import read_scalars, save_comparison, write_json
 
 __all__ = ['compare', 'find_configs', 'format_report', 'summarise_run']
@@ -89,7 +90,7 @@ def _run(name: str, args: argparse.Namespace, train_tool: Path) -> dict[str, Any
     command = [name, '--work-dir', str(Path(args.work_dir, name)), '--resume']
     if args.cfg_options:
         command += ['--cfg-options', *args.cfg_options]
-    cfg = train_config(parse_train(command))
+    cfg = train_config(train.parse(command))
     path = Path(cfg.work_dir, 'result.json')
     if path.is_file():
         result = json.loads(path.read_text())
@@ -208,4 +209,4 @@ def compare(train_tool: str | Path, argv: Sequence[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     command = shlex.join(['python', 'tools/compare_models.py', *given])
     return run_command(lambda: _compare(args, Path(train_tool), command), args.debug,
-                       'stopped; the same command goes on')
+                       'stopped; the same command goes on', USER_ERRORS)

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
 
+from ..utils.command import Command
 from ..utils.suggest import did_you_mean
 from .check import ConfigError, check_config
-from .cli import add_common_options, load_config, run_command
+from .cli import USER_ERRORS, add_common_options, load_config
 from .evaluate_dense import apply_options, move_data, record_scores, report, without_pretraining
 from .facts import describe_checkpoint
 from .metrics import Accuracy
@@ -25,7 +26,7 @@ from .runner import VisionRunner
 from .scopes import EXTRAS
 from .visuals import write_json
 
-__all__ = ['evaluate', 'format_table', 'model_config', 'parse_test', 'test_config']
+__all__ = ['evaluate', 'format_table', 'model_config', 'test_config']
 
 logger = logging.getLogger('visionssm')
 
@@ -33,28 +34,10 @@ TRAINING_KEYS = ('train_dataloader', 'train_cfg', 'optim_wrapper', 'param_schedu
                  'val_evaluator', 'auto_scale_lr')
 
 
-def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parses the options of `tools/test.py`.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The options; `config` is None where `--model` is given.
-    """
-    parser = argparse.ArgumentParser(description='Evaluate a model: test.py CONFIG CHECKPOINT, or, a classifier by its '
-                                                 'name, test.py --model NAME --data FOLDER [CHECKPOINT].')
-    by_model = argparse.ArgumentParser(add_help=False)
-    by_model.add_argument('--model')
-    if by_model.parse_known_args(argv)[0].model is None:
-        add_common_options(parser)
-        parser.add_argument('checkpoint', help='weights: of a training here, safetensors, published ones, or '
-                                               'visionssm://NAME')
-    else:
-        parser.set_defaults(config=None, cfg_options={}, launcher='none', local_rank=0)
-        parser.add_argument('checkpoint', nargs='?', help='weights (default: the published ones of the model)')
-        parser.add_argument('--work-dir', help='where logs and pictures go (default: work_dirs/MODEL/test)')
-        parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_common_options(parser, config_nargs='?')
+    parser.add_argument('checkpoint', nargs='?', help='weights: of a training here, safetensors, published ones, or '
+                                                      'visionssm://NAME (default with --model: its published weights)')
     parser.add_argument('--model', help='name of a model of timm or visionssm, instead of a config')
     parser.add_argument('--data', help='folder of images, or root of the data set; replaces that of the config')
     parser.add_argument('--out', help='JSON file for the results (default: accuracy.json or results.json in the work '
@@ -66,10 +49,20 @@ def parse_test(argv: Sequence[str] | None = None) -> argparse.Namespace:
                                                            'tta_pipeline (detection and segmentation)')
     parser.add_argument('--batch-size', type=int, help="images at a time (default: the config's)")
     parser.add_argument('--amp', nargs='?', const='bf16', choices=['bf16', 'fp16'], help='mixed precision')
-    args = parser.parse_args(argv)
-    if args.model and not args.data:
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    if args.model is None:
+        if args.checkpoint is None:
+            parser.error('give CONFIG and CHECKPOINT, or --model NAME --data FOLDER')
+        return
+    if args.data is None:
         parser.error('--model needs --data FOLDER')
-    return args
+    if args.checkpoint is not None:
+        parser.error(f'--model stands for the config {args.config}; give one of the two')
+    if args.cfg_options or args.launcher != 'none':
+        parser.error('--cfg-options and --launcher need a config, and --model takes none')
+    args.config, args.checkpoint = None, args.config
 
 
 def model_config(name: str, data: str, checkpoint: str | None = None) -> Config:
@@ -114,7 +107,7 @@ def test_config(args: argparse.Namespace) -> Config:
     """The config of an evaluation: nothing of the training is left in it.
 
     Args:
-        args: Options of `parse_test`.
+        args: Options of `evaluate.parse`.
 
     Returns:
         The checked config.
@@ -192,7 +185,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Evaluates, prints the table and writes the results.
 
     Args:
-        args: Options of `parse_test`.
+        args: Options of `evaluate.parse`.
 
     Returns:
         The results as they are in the JSON file; empty on processes other than the main one.
@@ -221,19 +214,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-def evaluate(argv: Sequence[str] | None = None) -> int:
-    """Runs `tools/test.py`.
+def _evaluate(args: argparse.Namespace) -> int:
+    run(args)
+    return 0
 
-    Args:
-        argv: The arguments; None takes the process's.
 
-    Returns:
-        Exit code.
-    """
-    args = parse_test(argv)
-
-    def command() -> int:
-        run(args)
-        return 0
-
-    return run_command(command, args.debug)
+evaluate = Command('Evaluate a model: test.py CONFIG CHECKPOINT, or, a classifier by its name, test.py --model NAME '
+                   '--data FOLDER [CHECKPOINT].', _add_options, _evaluate, _check_options, USER_ERRORS, intermixed=True)

@@ -77,7 +77,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
     Args:
         cfg: The config of the test; changed in place.
-        args: Options of `evaluate.parse_test`.
+        args: Options of `evaluate.parse`.
     """
     if args.data:
         move_data(cfg, args.data)
@@ -191,7 +191,7 @@ def report(cfg: Config, args: argparse.Namespace, values: Mapping[str, float], s
 
     Args:
         cfg: Config of the test.
-        args: Options of `evaluate.parse_test`.
+        args: Options of `evaluate.parse`.
         values: What the evaluator returned.
         scores: What :func:`record_scores` collected.
 

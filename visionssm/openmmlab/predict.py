@@ -16,9 +16,10 @@ from timm.data import ImageNetInfo, create_transform, infer_imagenet_subset
 from timm.data.readers.img_extensions import get_img_extensions
 from tqdm import tqdm
 
+from ..utils.command import Command
 from .checkpoint import load_weights
 from .classifier import create_timm_model
-from .cli import USER_ERRORS, load_config, run_command
+from .cli import USER_ERRORS, load_config
 from .data import READ_ERRORS, convert_mode
 from .facts import DenseFacts, describe_checkpoint, describe_dense, describe_restorer
 from .predict_dense import UniqueNames, run_dense
@@ -161,9 +162,7 @@ def _class_names(model: nn.Module, stored: Sequence[str]) -> list[str]:
     return [info.index_to_description(label) for label in range(info.num_classes())]
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Say what is on images (a class, objects, or the class of each pixel),'
-                                                 ' or restore them (super-resolution, denoising).')
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', nargs='+', help='image files, or folders of them; all models but classifiers also '
                                                   'take video files')
     parser.add_argument('--config', help='config of a detector or segmentor (default: the one in the checkpoint, read '
@@ -177,12 +176,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument('--device', help='where to compute (default: an accelerator if there is one)')
     parser.add_argument('--batch-size', type=int, default=32, help='images at a time (classification)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection that counts')
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     add_restoration_options(parser)
-    args = parser.parse_args(argv)
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.topk < 1 or args.batch_size < 1:
         parser.error(f'--topk {args.topk} and --batch-size {args.batch_size} must be 1 or more')
-    return args
 
 
 def _dense(args: argparse.Namespace) -> tuple[Config, DenseFacts] | None:
@@ -257,16 +256,12 @@ def _run_classifier(args: argparse.Namespace, predictor: Predictor, paths: Seque
     return done
 
 
-def predict(argv: Sequence[str] | None = None) -> int:
-    """Runs `tools/predict.py`.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        Exit code: 0 if at least one image could be read.
-    """
+def _predict(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
-    args = _parse(argv)
-    # a device that cannot be used or runs out of memory raises a RuntimeError
-    return run_command(lambda: 0 if run(args) else 1, args.debug, errors=(*USER_ERRORS, RuntimeError))
+    return 0 if run(args) else 1
+
+
+# a device that cannot be used or runs out of memory raises a RuntimeError
+predict = Command('Say what is on images (a class, objects, or the class of each pixel), or restore them '
+                  '(super-resolution, denoising).', _add_options, _predict, _check_options,
+                  errors=(*USER_ERRORS, RuntimeError))

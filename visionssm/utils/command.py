@@ -1,10 +1,59 @@
-"""What every command-line tool does: with errors and interrupts, and with the folder that its results go to."""
+"""What every command-line tool is made of: options, errors and interrupts, and the folder that its results go to."""
+import argparse
+import dataclasses
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-__all__ = ['check_folder', 'run_command']
+__all__ = ['Command', 'check_folder', 'run_command']
+
+
+def _accept(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Find nothing wrong with any options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A command-line tool, called with its arguments (None for the process's); returns the exit code.
+
+    What its user can mend ends in one line on the standard error; `--debug` shows the traceback instead.
+
+    Args:
+        description: What it does, in a sentence or two.
+        add_options: Adds its options to a parser.
+        run: The work; returns the exit code.
+        check: Refuses options that do not go together, by `parser.error`, and may complete them.
+        errors: The errors that a user can mend.
+        stopped: What to say after an interrupt from the keyboard.
+        intermixed: Options may stand between optional positional arguments.
+    """
+
+    description: str
+    add_options: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+    check: Callable[[argparse.ArgumentParser, argparse.Namespace], None] = _accept
+    errors: tuple[type[BaseException], ...] = (OSError, ValueError, ImportError)
+    stopped: str = 'stopped'
+    intermixed: bool = False
+
+    def parser(self, prog: str | None = None) -> argparse.ArgumentParser:
+        """Return the parser of the options; `prog` is the name of the program in its messages."""
+        parser = argparse.ArgumentParser(prog=prog, description=self.description)
+        self.add_options(parser)
+        parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        return parser
+
+    def parse(self, argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+        """Return the checked options; wrong ones end the process with exit code 2."""
+        parser = self.parser(prog)
+        args = parser.parse_intermixed_args(argv) if self.intermixed else parser.parse_args(argv)
+        self.check(parser, args)
+        return args
+
+    def __call__(self, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+        args = self.parse(argv, prog)
+        return run_command(lambda: self.run(args), args.debug, self.stopped, self.errors)
 
 
 def check_folder(folder: Path, option: str) -> None:

@@ -17,7 +17,7 @@ import visionssm  # noqa: E402
 import visionssm.openmmlab.restoration  # noqa: E402, F401
 from visionssm.openmmlab.check import ConfigError, check_config  # noqa: E402
 from visionssm.openmmlab.checkpoint import load_any_weights, read_training_checkpoint  # noqa: E402
-from visionssm.openmmlab.cli import parse_train, train_config  # noqa: E402
+from visionssm.openmmlab.cli import train, train_config  # noqa: E402
 from visionssm.openmmlab.hooks import NonFiniteError  # noqa: E402
 from visionssm.openmmlab.restoration.gan import GANOptimConstructor, GANRestorer  # noqa: E402
 from visionssm.openmmlab.restoration.restorer import ImageRestorer  # noqa: E402
@@ -270,7 +270,7 @@ def test_what_a_game_cannot_do_is_refused():
 def test_options_reach_both_optimizers(tmp_path):
     cfg = run_config(tmp_path, 'run')
     cfg.dump(tmp_path / 'gan.py')
-    both = train_config(parse_train([str(tmp_path / 'gan.py'), '--amp', 'bf16'])).optim_wrapper
+    both = train_config(train.parse([str(tmp_path / 'gan.py'), '--amp', 'bf16'])).optim_wrapper
     assert [both[name].type for name in ('generator', 'discriminator')] == ['AmpOptimWrapper'] * 2
     cfg.optim_wrapper.discriminator.optimizer.learning_rate = 1.0
     with pytest.raises(ConfigError, match=r'optim_wrapper.discriminator.optimizer has no key .learning_rate.'):

@@ -12,7 +12,7 @@ import torch  # noqa: E402
 from mmengine.registry import DefaultScope  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from visionssm.openmmlab.cli import parse_train, train, train_config  # noqa: E402
+from visionssm.openmmlab.cli import train, train_config  # noqa: E402
 from visionssm.openmmlab.runner import VisionRunner  # noqa: E402
 from visionssm.registry import MODELS  # noqa: E402
 
@@ -22,7 +22,7 @@ STAGES = ('restoration/mambair_real-sr-x4_stage1_8xb6-1000k_df2k-ost.py',
 
 @pytest.mark.parametrize('name', STAGES)
 def test_the_models_build_at_full_size(name):
-    cfg = train_config(parse_train([name]))
+    cfg = train_config(train.parse([name]))
     with torch.device('meta'), DefaultScope.overwrite_default_scope('visionssm'):
         model = MODELS.build(cfg.model)
     counts = {part: sum(param.numel() for param in module.parameters()) for part, module in model.named_children()}
@@ -58,7 +58,7 @@ def test_a_small_network_goes_through_both_stages_and_is_evaluated(small_options
              'default_hooks.checkpoint.save_best=LPIPS-random']
     assert train([second, '--work-dir', 'two', '--cfg-options', *small_options, *extra]) == 0
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    cfg = train_config(parse_train([second, '--work-dir', 'two', '--cfg-options', *small_options, *extra]))
+    cfg = train_config(train.parse([second, '--work-dir', 'two', '--cfg-options', *small_options, *extra]))
     cfg.load_from, cfg.experiment_name, cfg.log_level = 'two/best/model.safetensors', uuid.uuid4().hex, 'ERROR'
     values = VisionRunner.from_cfg(cfg).test()
     # the averaged generator on the same faults

@@ -25,16 +25,17 @@ from tqdm import tqdm
 
 from ...diffusion.fidelity import Moments, frechet_distance, inception_score, moments, precision_recall
 from ...registry import DATASETS
+from ...utils.command import Command
 from ..check import ConfigError
 from ..checkpoint import atomic_write
-from ..cli import USER_ERRORS, _OptionsAction, load_config, run_command
+from ..cli import USER_ERRORS, _OptionsAction, load_config
 from ..data import batches
 from ..image_io import open_image
 from ..predict import find_images
 from ..visuals import to_picture, write_json
 from .extractors import INCEPTION, Extractor, build_extractor
 
-__all__ = ['PictureSet', 'compare', 'measure', 'measure_dataset', 'measure_files', 'parse_fid', 'read_statistics',
+__all__ = ['PictureSet', 'compare', 'measure', 'measure_dataset', 'measure_files', 'read_statistics',
            'run_fid', 'save_statistics', 'to_image']
 
 logger = logging.getLogger('visionssm')
@@ -301,17 +302,7 @@ def measure_dataset(config: str, options: dict[str, Any], extractor: Extractor, 
     return measure(pictures(), len(dataset), extractor, batch_size, 'real')
 
 
-def parse_fid(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options of ``tools/fid.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(description='Compare drawn pictures with real ones: FID, sFID, IS, precision, '
-                                                 'recall.')
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('drawn', help='folder of the drawn pictures, as tools/sample.py writes it, or an .npz with '
                                       'their statistics (mu, sigma) or pictures (arr_0)')
     parser.add_argument('real', nargs='?', help='the same of the real pictures')
@@ -328,8 +319,9 @@ def parse_fid(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--out', default='fidelity.json', help='JSON file for the results')
     parser.add_argument('--batch-size', type=int, default=64, help='pictures at a time; changes no number')
     parser.add_argument('--device', help='where to compute (default: an accelerator where there is one)')
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    args = parser.parse_args(argv)
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.real and args.real_config:
         parser.error(f'both {args.real} and --real-config {args.real_config} say where the real pictures are; give one')
     if not (args.real or args.real_config or args.save_stats):
@@ -339,10 +331,10 @@ def parse_fid(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ('k', 'splits', 'batch_size'):
         if getattr(args, name) < 1:
             parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}; it must be at least 1')
-    return args
 
 
 def _compare_files(args: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
     for source in (args.drawn, args.real):
         if source is not None and not Path(source).exists():
             raise FileNotFoundError(f'{source} does not exist: give a folder of pictures or an .npz of statistics')
@@ -369,15 +361,5 @@ def _compare_files(args: argparse.Namespace) -> int:
     return 0
 
 
-def run_fid(argv: Sequence[str] | None = None) -> int:
-    """Run ``tools/fid.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        Exit code.
-    """
-    logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
-    args = parse_fid(argv)
-    return run_command(lambda: _compare_files(args), args.debug, errors=(*USER_ERRORS, ImportError))
+run_fid = Command('Compare drawn pictures with real ones: FID, sFID, IS, precision, recall.', _add_options,
+                  _compare_files, _check_options, (*USER_ERRORS, ImportError))

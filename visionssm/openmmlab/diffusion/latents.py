@@ -15,14 +15,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...checkpoints import save_safetensors
+from ...utils.command import Command
 from ..check import ConfigError
 from ..checkpoint import atomic_write
-from ..cli import run_command
 from ..data import READ_ERRORS, UnreadableImagesError
 from ..datasets import TimmDataset
 from .data import ADMCenterCrop
 
-__all__ = ['cache_latents', 'check_settings', 'encode', 'load_autoencoder', 'parse_cache', 'weights_digest']
+__all__ = ['cache_latents', 'check_settings', 'encode', 'load_autoencoder', 'weights_digest']
 
 DTYPES = {'float16': torch.float16, 'bfloat16': torch.bfloat16, 'float32': torch.float32}
 SETTINGS = 'settings.json'
@@ -241,16 +241,7 @@ def _finish(args: argparse.Namespace, source: TimmDataset, vae: Any, shards: Seq
     return 0
 
 
-def parse_cache(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options of ``tools/cache_latents.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(description='Encode pictures by an autoencoder once, for trainings on latents.')
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('images', help='folder of class folders, as ImageNet has them')
     parser.add_argument('--vae', required=True, help='autoencoder of diffusers: a folder, or a name on the hub as '
                                                      'stabilityai/sd-vae-ft-ema')
@@ -266,8 +257,6 @@ def parse_cache(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--skip-bad', action='store_true', help='leave out pictures that cannot be read')
     parser.add_argument('--device', help='where to compute (default: an accelerator where there is one)')
     parser.add_argument('--workers', type=int, default=4, help='processes that read pictures')
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
-    return parser.parse_args(argv)
 
 
 def _cache(args: argparse.Namespace) -> int:
@@ -300,16 +289,7 @@ def _cache(args: argparse.Namespace) -> int:
     return _finish(args, source, vae, shards)
 
 
-def cache_latents(argv: Sequence[str] | None = None) -> int:
-    """Run ``tools/cache_latents.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        Exit code.
-    """
-    args = parse_cache(argv)
-    # a device that cannot be used or runs out of memory raises a RuntimeError
-    return run_command(lambda: _cache(args), args.debug, 'stopped; the same command goes on',
-                       (ImportError, OSError, RuntimeError, ValueError))
+# a device that cannot be used or runs out of memory raises a RuntimeError
+cache_latents = Command('Encode pictures by an autoencoder once, for trainings on latents.', _add_options, _cache,
+                        errors=(ImportError, OSError, RuntimeError, ValueError),
+                        stopped='stopped; the same command goes on')

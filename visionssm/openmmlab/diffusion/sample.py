@@ -21,16 +21,16 @@ from tqdm import tqdm
 
 from ...checkpoints import CheckpointError
 from ...registry import DATASETS, MODELS
-from ...utils.command import check_folder
+from ...utils.command import Command, check_folder
 from ...utils.suggest import did_you_mean
 from ..check import ConfigError
 from ..checkpoint import atomic_write, load_any_weights
-from ..cli import _OptionsAction, load_config, run_command
+from ..cli import _OptionsAction, load_config
 from ..data import batches
 from ..facts import describe_dense
 from .latents import check_settings, load_autoencoder, weights_digest
 
-__all__ = ['Job', 'draw', 'make_pipeline', 'parse_sample', 'sample', 'to_grid']
+__all__ = ['Job', 'draw', 'make_pipeline', 'sample', 'to_grid']
 
 Job = tuple[int | None, int]
 """A class, None for a model without, and the number of the picture within it."""
@@ -115,16 +115,7 @@ def to_grid(pictures: Sequence[Image.Image], columns: int, gap: int = 2) -> Imag
     return grid
 
 
-def parse_sample(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options of ``tools/sample.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        The options.
-    """
-    parser = argparse.ArgumentParser(description='Draw pictures with a diffusion model.')
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('config', help='the config of its training')
     parser.add_argument('checkpoint', help='weights: of a training here, safetensors, or official ones')
     parser.add_argument('--classes', nargs='+', help='classes by number or name (default: all)')
@@ -142,9 +133,7 @@ def parse_sample(argv: Sequence[str] | None = None) -> argparse.Namespace:
                                                          'file NAME.png for one grid')
     parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE')
     parser.add_argument('--device', help='where to compute (default: an accelerator where there is one)')
-    parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
-    return parser.parse_args(argv)
 
 
 def _names(cfg: Config, checkpoint: str) -> tuple[str, ...]:
@@ -296,17 +285,6 @@ def _sample(args: argparse.Namespace) -> int:
     return 0
 
 
-def sample(argv: Sequence[str] | None = None) -> int:
-    """Run ``tools/sample.py``.
-
-    Args:
-        argv: The arguments; None takes the process's.
-
-    Returns:
-        Exit code.
-    """
-    args = parse_sample(argv)
-    with torch.inference_mode():
-        return run_command(lambda: _sample(args), args.debug, 'stopped; the same command goes on', (
-            # a device that cannot be used or runs out of memory raises a RuntimeError
-            ImportError, OSError, RuntimeError, ValueError))
+# a device that cannot be used or runs out of memory raises a RuntimeError
+sample = Command('Draw pictures with a diffusion model.', _add_options, torch.inference_mode()(_sample),
+                 errors=(ImportError, OSError, RuntimeError, ValueError), stopped='stopped; the same command goes on')

@@ -1,0 +1,57 @@
+"""The command line: its table of commands, what a command does with errors, and that nothing loads before its time."""
+import subprocess
+import sys
+
+import pytest
+
+from visionssm import cli
+from visionssm.utils.command import Command
+
+
+@pytest.mark.parametrize('name', cli.COMMANDS)
+def test_every_command_of_the_table_has_options_and_help(name, capsys):
+    pytest.importorskip('mmengine')
+    for package in ('diffusers', 'torch_fidelity'):
+        pytest.importorskip(package)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([name, '--help'])
+    assert ended.value.code == 0
+    assert f'usage: visionssm {name} ' in capsys.readouterr().out
+
+
+def test_help_names_every_command_and_wrong_ones_get_a_suggestion(capsys):
+    assert cli.main(['--help']) == 0
+    shown = capsys.readouterr().out
+    assert all(f'  {name} ' in shown for name in cli.COMMANDS)
+    assert cli.main(['--version']) == 0
+    assert cli.main([]) == 2
+    capsys.readouterr()
+    assert cli.main(['donwload']) == 2
+    assert "no command 'donwload'. Did you mean 'download'?" in capsys.readouterr().err
+
+
+def test_a_missing_package_names_the_extra_and_debug_shows_where(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, 'dream', cli.Entry('commands.nothing:dream', 'dream', 'mm,dream'))
+    assert cli.main(['dream']) == 1
+    assert "pip install 'visionssm[mm,dream]'" in capsys.readouterr().err
+    with pytest.raises(ImportError):
+        cli.main(['dream', '--debug'])
+
+
+def test_errors_end_in_one_line_and_interrupts_in_130(capsys):
+    def work(args):
+        raise {'value': ValueError('7 is odd'), 'stop': KeyboardInterrupt, 'bug': AssertionError}[args.how]
+
+    command = Command('Work.', lambda parser: parser.add_argument('how'), work, stopped='stopped; go on')
+    assert command(['value']) == 1 and capsys.readouterr().err == 'error: 7 is odd\n'
+    assert command(['stop']) == 130 and capsys.readouterr().err == '\nstopped; go on\n'
+    with pytest.raises(AssertionError):
+        command(['bug'])
+    with pytest.raises(ValueError, match='7 is odd'):
+        command(['value', '--debug'])
+
+
+def test_the_table_of_commands_needs_no_extra():
+    code = ("import sys; from visionssm import cli; cli.main(['--help']); "
+            "bad = {'mmengine', 'cv2', 'matplotlib', 'diffusers', 'onnx', 'gradio'} & set(sys.modules); assert not bad, bad")
+    subprocess.run([sys.executable, '-c', code], check=True, stdout=subprocess.DEVNULL)
