@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ._passes import evaluation_mode, meta_tensors
+
 __all__ = ['count_flops']
 
 
@@ -37,20 +39,12 @@ def count_flops(model: nn.Module, input_size: Sequence[int] = (3, 224, 224), bat
         raise ValueError(
             f'input_size is {size} and batch_size {batch_size}; needed are positive (channels, height, width), such '
             f'as (3, 224, 224), and at least one image.')
-    tensors = {
-        name: torch.empty_like(tensor, device='meta')
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+    tensors = meta_tensors(model)
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     images = torch.empty(batch_size, *size, dtype=dtype, device='meta')
-    training = {module: module.training for module in model.modules()}
     counter = FlopCounterMode(display=False)
-    try:
-        model.eval()  # batch statistics would be written
-        with torch.no_grad(), counter:
-            torch.func.functional_call(model, tensors, (images,))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    with evaluation_mode(model), torch.no_grad(), counter:
+        torch.func.functional_call(model, tensors, (images,))
     flops = counter.get_flop_counts()
     return {
         'params': sum(parameter.numel() for parameter in model.parameters()),
