@@ -17,4 +17,4 @@ for _info in sorted(pkgutil.iter_modules(__path__), key=lambda info: info.name):
         if not hasattr(_module, _required):
             raise ImportError(f'The model family {_module.__name__} must define {_required}.')
     globals().update({_name: getattr(_module, _name) for _name in _module.__all__})
-    __all__ += _module.__all__
+    __all__.extend(_module.__all__)
