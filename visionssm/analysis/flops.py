@@ -31,7 +31,7 @@ def count_flops(model: nn.Module, input_size: Sequence[int] = (3, 224, 224), bat
         batch_size: Number of images.
 
     Returns:
-        `params`, the number of parameters; `macs`, the total; and the total by parts: `by_op`, name of the operator
+        `params`, the number of parameters; `macs`, the total; and the total by parts, `by_op`, name of the operator
         to MACs, and `by_module`, class of the innermost module around the operator to MACs, both from the largest.
     """
     size = tuple(input_size)

@@ -48,7 +48,7 @@ def example_inputs(
         seed: Of the random numbers.
 
     Returns:
-        Their names and tensors: pictures, (B, C, H, W), and for diffusion time steps (B,) and classes (B,).
+        Their names and tensors, which are pictures (B, C, H, W) and for diffusion time steps (B,) and classes (B,).
 
     Raises:
         ValueError: The size is no one or two whole numbers above 0.

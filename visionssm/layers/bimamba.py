@@ -18,7 +18,7 @@ class SelectiveSSM(nn.Module):
     """Causal convolution, input-dependent parameters and selective scan along one direction.
 
     c = silu(conv(x)); [dt, B, C] = x_proj(c); delta = softplus(dt_proj(dt) + dt_bias); A = -exp(A_log);
-    s_t = exp(delta_t A) s_{t-1} + delta_t c_t B_t; y_t = <s_t, C_t> + D c_t. With `reverse` time runs backwards.
+    s_t = exp(delta_t A) s_{t-1} + delta_t c_t B_t; y_t = C_t . s_t + D c_t. With `reverse` time runs backwards.
     """
 
     reverse: Final[bool]

@@ -23,7 +23,7 @@ def scan_route_attention(y: torch.Tensor, threshold: float) -> torch.Tensor:
         threshold: Coefficient of variation below which an element is left out.
 
     Returns:
-        (B, M, D, H, W), in at least float32: coefficients of half-precision numbers would be noise.
+        (B, M, D, H, W), in at least float32, because coefficients of half-precision numbers would be noise.
 
     Note:
         Where all routes agree, the deviation is zero, and its gradient is taken as zero, as `torch.std` does.

@@ -78,7 +78,7 @@ class SimpleFeaturePyramid(nn.Module):
             x: Last map of the backbone, (B, C, H, W).
 
         Returns:
-            Four or five maps of `out_chans` channels: 4H, 2H, H, H/2 (and H/4) rows.
+            Four or five maps of `out_chans` channels with 4H, 2H, H, H/2 (and H/4) rows.
         """
         maps = [self.simfp_2(x), self.simfp_3(x), self.simfp_4(x), self.simfp_5(x)]
         if self.extra_level:

@@ -33,7 +33,7 @@ def rotary_table(
         precise: Compute the angles in float64 where `reference` is float64.
 
     Returns:
-        (2, H * W, C): cosines and sines; angles are computed in float32 otherwise.
+        Cosines and sines, (2, H * W, C); angles are computed in float32 otherwise.
     """
     half = dim // 2
     device = reference.device

@@ -58,7 +58,7 @@ class RoutedSSM(nn.Module):
     """Input-dependent parameters and a selective scan along K routes over a map, each route with parameters of its own.
 
     [dt, B, C] = x_proj[k] u; delta = softplus(dt_proj[k] dt + dt_bias[k]); A = -exp(A_log); along route k
-    s_t = exp(delta_t A) s_{t-1} + delta_t u_t B_t; y_t = <s_t, C_t> + D u_t; every y_t goes back to its pixel.
+    s_t = exp(delta_t A) s_{t-1} + delta_t u_t B_t; y_t = C_t . s_t + D u_t; every y_t goes back to its pixel.
 
     The projections are pointwise, so they commute with the order of the pixels: they are computed once on the map, and
     the scan reads pixels in route order.

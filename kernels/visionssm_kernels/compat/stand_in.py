@@ -167,7 +167,7 @@ def mamba_ssm() -> StandIn:
     `importlib.metadata.version('mamba_ssm')` still finds none.
 
     Returns:
-        A handle whose `remove()` undoes this call; `with mamba_ssm():` does so at the end of the block.
+        A handle whose `remove()` undoes this call; as a context manager it does so at the end of the block.
     """
     global _active
     if _active is None:

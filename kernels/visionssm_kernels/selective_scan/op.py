@@ -283,7 +283,7 @@ def selective_scan(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Runs the selective scan of Mamba along the last dimension.
 
-    state_l = exp(delta_l A) state_{l-1} + delta_l B_l u_l,  y_l = <C_l, state_l> + D u_l,  out = y silu(z), with
+    state_l = exp(delta_l A) state_{l-1} + delta_l B_l u_l,  y_l = C_l . state_l + D u_l,  out = y silu(z), with
     delta <- softplus(delta + delta_bias) first if asked for. A scripted module calls
     `torch.ops.visionssm.selective_scan` (same arguments without `return_last_state`), which returns the output alone.
 

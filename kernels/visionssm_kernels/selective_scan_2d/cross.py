@@ -71,7 +71,7 @@ def cross_scan(x: torch.Tensor, routes: str | Routes | torch.Tensor = 'cross') -
         routes: Name in `ROUTES`, a `Routes` object, or a table (K, H * W) of pixel numbers in scan order.
 
     Returns:
-        Sequences (B, K, D, H * W) in the dtype of x: [.., k, :, l] is the pixel that route k visits at step l.
+        Sequences (B, K, D, H * W) in the dtype of x; [.., k, :, l] is the pixel that route k visits at step l.
     """
     check_ndim('cross_scan', 'x', x, (4, 5), '(B, D, H, W), or (B, K, D, H, W) for one map a route')
     name, table = choose('cross_scan', routes, x, (x.shape[-2], x.shape[-1]))
@@ -95,7 +95,7 @@ def cross_merge(
         size: (H, W); needed where y has four dimensions and routes is no table.
 
     Returns:
-        Maps in the dtype of y: (B, D, H, W), or (B, K, D, H, W) with 'none'; with H and W as one dimension where
+        Maps (B, D, H, W) in the dtype of y, or (B, K, D, H, W) with 'none'; with H and W as one dimension where
         neither y nor `size` tells them apart.
     """
     check_ndim('cross_merge', 'y', y, (4, 5), '(B, K, D, H, W), or (B, K, D, H * W)')

@@ -181,7 +181,7 @@ def wavefront_scan_2d(
 
     left = exp(delta_left A_left) h[i,j-1] + delta_left B_left u,
     top = exp(delta_top A_top) h[i-1,j] + delta_top B_top u;
-    h[i,j] is left in the top row, top in the left column below it, and the mean of both elsewhere; y = <C, h> + D u.
+    h[i,j] is left in the top row, top in the left column below it, and the mean of both elsewhere; y = C . h + D u.
     Steps are softplus(delta + bias) if asked for. A scripted module calls `torch.ops.visionssm.wavefront_scan_2d`,
     with the same arguments.
 
