@@ -27,8 +27,8 @@ from .checkpoint import (
 from .portable import read_config
 from .scopes import EXTRAS
 
-__all__ = ['DenseFacts', 'Facts', 'RestorerFacts', 'describe_checkpoint', 'describe_dense', 'describe_restorer',
-           'find_restorer']
+__all__ = ['DenseFacts', 'Facts', 'RestorerFacts', 'count_parameters', 'describe_checkpoint', 'describe_dense',
+           'describe_restorer', 'find_restorer']
 
 logger = logging.getLogger('visionssm')
 
@@ -263,6 +263,20 @@ class _Unfilled(TorchFunctionMode):
         if filled and isinstance(args[0], torch.Tensor) and args[0].is_meta and func.__name__ != 'requires_grad_':
             return args[0]
         return func(*args, **(kwargs or {}))
+
+
+def count_parameters(name: str, **arguments: Any) -> int:
+    """Count the parameters of a model without building it in memory.
+
+    Args:
+        name: Registered name.
+        **arguments: Of `visionssm.create_model`.
+
+    Returns:
+        The number.
+    """
+    with _Unfilled():
+        return sum(weight.numel() for weight in visionssm.create_model(name, device='meta', **arguments).parameters())
 
 
 def find_restorer(checkpoint: str) -> str | None:

@@ -20,7 +20,7 @@ from .checkpoint import atomic_write
 from .data import READ_ERRORS
 from .image_io import ORIENTATION, decode_image
 
-__all__ = ['FORMATS', 'PICTURE_SUFFIXES', 'Picture', 'choose_format', 'read_picture', 'write_picture']
+__all__ = ['FORMATS', 'PICTURE_SUFFIXES', 'Picture', 'choose_format', 'read_picture', 'to_rgb', 'write_picture']
 
 logger = logging.getLogger('visionssm')
 
@@ -275,13 +275,35 @@ def write_picture(picture: Picture, path: str | Path, kind: Format, quality: int
 def _reduce(pixels: np.ndarray, kind: Format, path: str | Path) -> np.ndarray:
     if pixels.dtype == np.uint16 and not kind.deep:
         logger.warning('%s: %s holds 8 bits a channel, so the picture of 16 bits is rounded', path, kind.name)
-        pixels = ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        pixels = _to_bytes(pixels)
     if pixels.shape[2] in (2, 4) and not kind.alpha:
         logger.warning('%s: %s holds no transparency, so the picture is put on white', path, kind.name)
-        wide: np.ndarray = pixels.astype(np.uint32)
-        alpha = wide[..., -1:]
-        pixels = ((wide[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+        pixels = _on_white(pixels)
     return pixels
+
+
+def _to_bytes(pixels: np.ndarray) -> np.ndarray:
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _on_white(pixels: np.ndarray) -> np.ndarray:
+    wide: np.ndarray = pixels.astype(np.uint32)
+    alpha = wide[..., -1:]
+    return ((wide[..., :-1] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
+
+
+def to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Reduces the pixels of a picture to what screens and classifiers take.
+
+    Args:
+        pixels: uint8 or uint16, (H, W, C), as in `Picture`.
+
+    Returns:
+        uint8, (H, W, 3); what was transparent is on white.
+    """
+    pixels = _to_bytes(pixels) if pixels.dtype == np.uint16 else pixels
+    pixels = _on_white(pixels) if pixels.shape[2] in (2, 4) else pixels
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3)))
 
 
 def _sized(exif: Image.Exif | None, width: int, height: int, path: str | Path) -> Image.Exif | None:

@@ -28,7 +28,7 @@ from .scopes import EXTRAS
 from .video import VIDEO_SUFFIXES, is_video
 from .visuals import save_predictions, save_top_classes
 
-__all__ = ['Prediction', 'Predictor', 'find_images', 'predict']
+__all__ = ['Prediction', 'Predictor', 'default_device', 'find_images', 'load_dense_config', 'predict']
 
 logger = logging.getLogger('visionssm')
 
@@ -99,7 +99,7 @@ class Predictor:
         self.model = create_timm_model(facts.name, pretrained=checkpoint is None, **facts.arguments)
         if checkpoint is not None:
             load_weights(self.model, checkpoint)
-        self.device = torch.device(device or _default_device())
+        self.device = torch.device(device or default_device())
         self.model.eval().to(self.device)
         self.data_config = facts.data_config(self.model.pretrained_cfg)
         self.channels = self.data_config['input_size'][0]
@@ -113,13 +113,27 @@ class Predictor:
         """Name of a class, its number where there is none."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
-    def _load(self, path: Path) -> tuple[Image.Image, torch.Tensor]:
-        with Image.open(path) as file:
-            # cameras store how they were held instead of turning the pixels
-            image = convert_mode(ImageOps.exif_transpose(file), 'L' if self.channels == 1 else 'RGB')
-        return image, self.transform(image)
+    def read(self, file: Image.Image) -> Image.Image:
+        """Return an image as the model takes it: upright, RGB or gray."""
+        # cameras store how they were held instead of turning the pixels
+        return convert_mode(ImageOps.exif_transpose(file), 'L' if self.channels == 1 else 'RGB')
 
     @torch.inference_mode()
+    def classify(self, images: Sequence[Image.Image], topk: int = 5) -> list[tuple[list[int], list[float]]]:
+        """Classifies images at once.
+
+        Args:
+            images: Images that :meth:`read` returned.
+            topk: How many classes to name.
+
+        Returns:
+            Classes and probabilities of each image, best first.
+        """
+        inputs = torch.stack([self.transform(image) for image in images]).to(self.device)
+        scores = self.model(inputs).float().softmax(-1).cpu()
+        best = scores.topk(min(topk, scores.shape[1]))
+        return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+
     def predict(self, paths: Sequence[Path], topk: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
         """Classifies images; those that cannot be read are logged and left out.
 
@@ -135,19 +149,19 @@ class Predictor:
             loaded = []
             for path in paths[start:start + batch_size]:
                 try:
-                    loaded.append((path, *self._load(path)))
+                    with Image.open(path) as file:
+                        loaded.append((path, self.read(file)))
                 except READ_ERRORS as error:
                     logger.warning('skipped %s: not a readable image (%s: %s)', path, type(error).__name__, error)
             if not loaded:
                 continue
-            inputs = torch.stack([tensor for _, _, tensor in loaded]).to(self.device)
-            scores = self.model(inputs).float().softmax(-1).cpu()
-            best = scores.topk(min(topk, scores.shape[1]))
-            for (path, image, _), probabilities, labels in zip(loaded, best.values, best.indices, strict=True):
-                yield Prediction(path, labels.tolist(), probabilities.tolist(), image)
+            results = self.classify([image for _, image in loaded], topk)
+            for (path, image), (labels, probabilities) in zip(loaded, results, strict=True):
+                yield Prediction(path, labels, probabilities, image)
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """Return the kind of the accelerator, or 'cpu'."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator is not None else 'cpu'
 
@@ -184,6 +198,22 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error(f'--topk {args.topk} and --batch-size {args.batch_size} must be 1 or more')
 
 
+def load_dense_config(config: str) -> Config:
+    """Read the config of a detector or segmentor.
+
+    Args:
+        config: A file, or a name as `find_any_config` takes it.
+
+    Returns:
+        The config.
+    """
+    cfg = load_config(argparse.Namespace(config=config, cfg_options={}, launcher='none', local_rank=0, work_dir='.'))
+    if cfg.default_scope not in EXTRAS:
+        raise ValueError(f'--config {config} is of the scope {cfg.default_scope}; classifiers need only --checkpoint, '
+                         'or --model')
+    return cfg
+
+
 def _dense(args: argparse.Namespace) -> tuple[Config, DenseFacts] | None:
     """Config and facts of a detector or segmentor; None for a classifier."""
     if args.config:
@@ -191,11 +221,7 @@ def _dense(args: argparse.Namespace) -> tuple[Config, DenseFacts] | None:
             raise ValueError('--config needs --checkpoint FILE: the weights of the model')
         if args.model:
             raise ValueError(f'--model {args.model} names a classifier, and --config a detector or segmentor; give one')
-        cfg = load_config(argparse.Namespace(config=args.config, cfg_options={}, launcher='none', local_rank=0,
-                                             work_dir='.'))
-        if cfg.default_scope not in EXTRAS:
-            raise ValueError(f'--config {args.config} is of the scope {cfg.default_scope}; classifiers need only '
-                             '--checkpoint, or --model')
+        cfg = load_dense_config(args.config)
         return cfg, describe_dense(args.checkpoint)
     facts = describe_dense(args.checkpoint) if args.model is None else None
     return (facts.cfg, facts) if facts is not None and facts.cfg is not None else None
@@ -215,14 +241,14 @@ def run(args: argparse.Namespace) -> int:
     if restorer is not None:
         unread: list[OSError] = []
         paths = find_images(args.images, RESTORABLE_SUFFIXES, unread.append)
-        return run_restoration(args, restorer, paths, args.device or _default_device(), unread)
+        return run_restoration(args, restorer, paths, args.device or default_device(), unread)
     dense = _dense(args)
     paths = find_images(args.images, VIDEO_SUFFIXES if dense else ())
     if dense:
         cfg, facts = dense
         if classes:
             facts = facts._replace(dataset_meta={**facts.dataset_meta, 'classes': tuple(classes)})
-        return run_dense(args, cfg, facts, paths, args.device or _default_device())
+        return run_dense(args, cfg, facts, paths, args.device or default_device())
     videos = [path for path in paths if is_video(path)]
     if videos:
         raise ValueError(f'{videos[0]} is a video; classifiers take images')

@@ -210,7 +210,8 @@ class _Job(NamedTuple):
                 return path
 
 
-def _is_memory(error: Exception) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that memory is used up."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or 'memory' in str(error)
 
 
@@ -288,7 +289,7 @@ def _attempt(work: Callable[[_Job, Path, Progress], str], job: _Job, path: Path,
         except READ_ERRORS as error:
             return str(error).removeprefix(f'{path} ').removeprefix(f'{path}: ') or type(error).__name__
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_out_of_memory(error):
                 raise
             return f'not enough memory with --tile {job.restorer.tile}: take a smaller one'
     tqdm.write(f'{path}: {text}', file=sys.stdout)
