@@ -28,7 +28,7 @@ from .scopes import registries
 from .video import VideoFrames, VideoSink, is_video
 from .visuals import draw_sample, write_json
 
-__all__ = ['DensePredictor', 'run_dense']
+__all__ = ['DensePredictor', 'class_map', 'objects', 'run_dense', 'shares']
 
 logger = logging.getLogger('visionssm')
 
@@ -164,7 +164,8 @@ def shares(labels: np.ndarray, classes: Sequence[str]) -> dict[str, float]:
     return {classes[place]: round(100 * float(counts[place]) / labels.size, 2) for place in order if counts[place]}
 
 
-def _class_map(sample: Any) -> np.ndarray:
+def class_map(sample: Any) -> np.ndarray:
+    """Return the class of each pixel of a prediction, (H, W), uint8 or uint16."""
     labels = sample.pred_sem_seg.data.squeeze(0).numpy()
     return labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16)
 
@@ -175,7 +176,7 @@ def _describe(sample: Any, predictor: DensePredictor, score_thr: float) -> tuple
         rows = objects(sample, predictor.classes, score_thr)
         names = ', '.join(f'{row["category"]} {row["score"]:.2f}' for row in rows[:8])
         return {'objects': rows}, f'{len(rows)} objects{": " if rows else ""}{names}{" ..." if len(rows) > 8 else ""}'
-    found = shares(_class_map(sample), predictor.classes)
+    found = shares(class_map(sample), predictor.classes)
     return {'shares': found}, ', '.join(f'{name} {value:.1f} %' for name, value in list(found.items())[:8])
 
 
@@ -212,7 +213,7 @@ def _predict_images(predictor: DensePredictor, paths: Sequence[Path], args: argp
         stem = name(path)
         if 'pred_sem_seg' in sample:
             found['map'] = f'{stem}.png'
-            save_image(_class_map(sample), out / found['map'])
+            save_image(class_map(sample), out / found['map'])
         overlay = out / f'{stem}_prediction.jpg'
         save_image(predictor.draw(picture, sample, args.score_thr), overlay)
         records.append({'id': len(records) + 1, 'file_name': str(path), 'width': picture.shape[1],

@@ -23,7 +23,8 @@ from .predict_dense import UniqueNames
 from .restoration.restorer import create_restorer, restore
 from .video import VIDEO_SUFFIXES, VideoFrames, VideoSink, is_video
 
-__all__ = ['RESTORABLE_SUFFIXES', 'Restorer', 'add_restoration_options', 'run_restoration']
+__all__ = ['RESTORABLE_SUFFIXES', 'Restorer', 'add_restoration_options', 'enlarge', 'is_out_of_memory',
+           'run_restoration']
 
 logger = logging.getLogger('visionssm')
 
@@ -246,6 +247,23 @@ def _video(job: _Job, path: Path, progress: Progress) -> str:
     return f'{sink.frames} frames, {width} x {height} -> {scale * width} x {scale * height} pixels, {sink.path}'
 
 
+def enlarge(pixels: np.ndarray, scale: int) -> np.ndarray:
+    """Enlarges a picture bicubically.
+
+    Args:
+        pixels: (H, W, C), uint8 or uint16.
+        scale: s.
+
+    Returns:
+        (s H, s W, C), of the same type.
+    """
+    if scale == 1:
+        return pixels
+    limit = np.iinfo(pixels.dtype).max
+    large = imresize(torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1) / limit, scale).clamp(0, 1)
+    return large.permute(1, 2, 0).mul(limit).round().numpy().astype(pixels.dtype)
+
+
 def compare(before: np.ndarray, after: np.ndarray, scale: int) -> np.ndarray:
     """Puts the middle of a picture before and after restoration side by side, at the result's resolution.
 
@@ -260,9 +278,7 @@ def compare(before: np.ndarray, after: np.ndarray, scale: int) -> np.ndarray:
     limit = np.iinfo(before.dtype).max
     height, width = (min(side, max(1, COMPARE_SIDE // scale)) for side in before.shape[:2])
     top, left = (before.shape[0] - height) // 2, (before.shape[1] - width) // 2
-    old = torch.from_numpy(before[top:top + height, left:left + width].astype(np.float32)).permute(2, 0, 1) / limit
-    old = imresize(old, scale).clamp(0, 1) if scale > 1 else old
-    left_side = old.permute(1, 2, 0).mul(limit).round().numpy().astype(before.dtype)
+    left_side = enlarge(before[top:top + height, left:left + width], scale)
     new = after[scale * top:scale * (top + height), scale * left:scale * (left + width)]
     return np.concatenate([left_side, np.full((len(new), 4, new.shape[2]), limit, new.dtype), new], axis=1)
 
