@@ -87,7 +87,7 @@ def read_checkpoint(path: str | os.PathLike, device: str | torch.device = 'cpu')
         device: Where the tensors go.
 
     Returns:
-        The dictionary in the file: a state dict, or a training checkpoint that holds one.
+        The dictionary in the file, a state dict or a training checkpoint that holds one.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -172,6 +172,28 @@ def check_fit(model: nn.Module, state_dict: Mapping[str, torch.Tensor], source: 
     compare_shapes(wanted, given, f'{source} does not fit {type(model).__name__}')
 
 
+def find_differences(
+        wanted: Mapping[str, tuple[int, ...]],
+        given: Mapping[str, tuple[int, ...]],
+) -> dict[str, list[str]]:
+    """Compare keys and shapes.
+
+    Args:
+        wanted: Key to shape as the model has them.
+        given: Key to shape as the file has them.
+
+    Returns:
+        'missing', 'unexpected' and 'mis-shaped' to the keys, those of another shape with both shapes; what is empty is
+        left out.
+    """
+    found = {
+        'missing': [key for key in wanted if key not in given],
+        'unexpected': [key for key in given if key not in wanted],
+        'mis-shaped': [f'{key} is {given[key]}, expected {shape}' for key, shape in wanted.items()
+                       if given.get(key, shape) != shape]}
+    return {label: names for label, names in found.items() if names}
+
+
 def compare_shapes(
         wanted: Mapping[str, tuple[int, ...]],
         given: Mapping[str, tuple[int, ...]],
@@ -187,13 +209,7 @@ def compare_shapes(
     Raises:
         CheckpointError: The two differ.
     """
-    missing = [key for key in wanted if key not in given]
-    unexpected = [key for key in given if key not in wanted]
-    shapes = [
-        f'{key} is {given[key]}, expected {shape}' for key, shape in wanted.items() if given.get(key, shape) != shape]
-    parts = [
-        f'{len(names)} {label}: {list_names(names)}'
-        for label, names in (('missing', missing), ('unexpected', unexpected), ('mis-shaped', shapes)) if names]
+    parts = [f'{len(names)} {label}: {list_names(names)}' for label, names in find_differences(wanted, given).items()]
     if parts:
         raise CheckpointError(f'{headline} ({len(wanted)} keys expected, {len(given)} given).\n  ' + '\n  '.join(parts))
 

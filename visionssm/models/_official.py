@@ -21,8 +21,9 @@ from visionssm.utils.suggest import did_you_mean
 from ._tasks import public_modules, task_modules
 
 __all__ = [
-    'Official', 'count_blocks', 'dense_keys', 'families', 'find_official', 'find_taps', 'from_official', 'take_known',
-    'to_official', 'translate_keys',
+    'Official', 'Reading', 'check_derived', 'count_blocks', 'dense_keys', 'families', 'find_official', 'find_taps',
+    'from_official', 'official_shapes', 'read_official', 'rename_to_official', 'shapes_of', 'take_known', 'to_official',
+    'translate_keys',
 ]
 
 _logger = logging.getLogger('visionssm')
@@ -230,31 +231,74 @@ def from_official(
         CheckpointError: The state dict does not fit; the error lists every missing, unexpected and mis-shaped key.
     """
     official = find_official(family)
+    given = read_official(family, state_dict, config, official_class)
+    model = official.build(given.official_class, given.config)
+    table = official.keys(given.official_class)
+    derived = official.derived(model)
+    headline = ' that its keys tell; give config if they mislead' if config is None else ''
+    compare_shapes(
+        official_shapes(official, given.official_class, model, derived), shapes_of(given.state_dict),
+        f'The state dict does not fit the {given.official_class}{headline}')
+    check_derived(given.state_dict, derived)
+    trained = {key: value for key, value in given.state_dict.items() if key not in derived}
+    model.load_state_dict(translate_keys(trained, table))
+    return model
+
+
+@dataclass(frozen=True)
+class Reading:
+    """An official state dict and what it belongs to.
+
+    Attributes:
+        official_class: Name of the official class.
+        config: Keyword arguments of its constructor.
+        state_dict: Key to tensor as the rows of `Official.keys` describe them.
+    """
+
+    official_class: str
+    config: Mapping[str, Any]
+    state_dict: Mapping[str, torch.Tensor]
+
+
+def read_official(
+        family: str,
+        state_dict: Mapping[str, torch.Tensor],
+        config: Mapping[str, Any] | None = None,
+        official_class: str | None = None,
+) -> Reading:
+    """Tell class and arguments of an official state dict; nothing is built or compared.
+
+    Args:
+        family: Name of the family.
+        state_dict: The official state dict.
+        config: As in `from_official`.
+        official_class: As in `from_official`.
+
+    Returns:
+        What the state dict belongs to.
+
+    Raises:
+        TypeError: It is no dictionary of tensors.
+        ValueError: Unknown family or class.
+        CheckpointError: Keys and shapes tell no configuration.
+    """
+    official = find_official(family)
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             f'state_dict is a {type(state_dict).__name__}, not a dictionary of tensors; read a file with '
             f'visionssm.checkpoints.load_state_dict(path) first.')
     _check_entries(state_dict)
     state_dict = official.settle(state_dict)
-    headline = ''
     if config is None:
         inferred_class, config = _infer(official, state_dict)
         official_class = official_class or inferred_class
-        headline = ' that its keys tell; give config if they mislead'
         _logger.info('Inferred %s(%s) from the state dict.', official_class, config)
     elif not isinstance(config, Mapping):
         raise TypeError(f'config is a {type(config).__name__}; give the keyword arguments of the official constructor '
                         f'as a dictionary, or None.')
     official_class = official_class or _infer(official, state_dict)[0]
     _check_class(official_class, family, official)
-    model = official.build(official_class, official.complete(config, state_dict))
-    table = official.keys(official_class)
-    derived = official.derived(model)
-    _check_official(model, state_dict, table, derived, f'The state dict does not fit the {official_class}{headline}')
-    _check_derived(state_dict, derived)
-    trained = {key: value for key, value in state_dict.items() if key not in derived}
-    model.load_state_dict(translate_keys(trained, table))
-    return model
+    return Reading(official_class, official.complete(config, state_dict), state_dict)
 
 
 def to_official(
@@ -274,6 +318,27 @@ def to_official(
         Official key to tensor, with the entries that the official code stores though they can be computed or repeat
         others.
     """
+    return rename_to_official(family, model, model.state_dict(), official_class=official_class)
+
+
+def rename_to_official(
+        family: str,
+        model: nn.Module,
+        state_dict: Mapping[str, torch.Tensor],
+        *,
+        official_class: str | None = None,
+) -> dict[str, torch.Tensor]:
+    """Return weights of our model in the official names.
+
+    Args:
+        family: Name of the family.
+        model: The model that the weights belong to; it says what can be computed, and its own weights do not count.
+        state_dict: The weights, in our names.
+        official_class: As in `to_official`.
+
+    Returns:
+        As `to_official`.
+    """
     official = find_official(family)
     if official_class is None:
         official_class = str(getattr(model, 'official_class', ''))
@@ -281,8 +346,8 @@ def to_official(
             raise ValueError(f'This {type(model).__name__} has no counterpart in the official code of {family!r}.')
     _check_class(official_class, family, official)
     table = official.keys(official_class)
-    state_dict = official.repeat({**translate_keys(model.state_dict(), table, reverse=True), **official.derived(model)})
-    return dict(official.restore(state_dict, model))
+    renamed = official.repeat({**translate_keys(state_dict, table, reverse=True), **official.derived(model)})
+    return dict(official.restore(renamed, model))
 
 
 def _check_entries(state_dict: Mapping[str, Any]) -> None:
@@ -310,22 +375,32 @@ def _check_class(official_class: str, family: str, official: Official) -> None:
             f'{did_you_mean(official_class, official.classes)}')
 
 
-def _check_official(
+def official_shapes(
+        official: Official,
+        official_class: str,
         model: nn.Module,
-        state_dict: Mapping[str, torch.Tensor],
-        table: KeyTable,
         derived: Mapping[str, torch.Tensor],
-        headline: str,
-) -> None:
-    wanted = {**translate_keys(model.state_dict(), table, reverse=True), **derived}
-    compare_shapes(_shapes(wanted.items()), _shapes(state_dict.items()), headline)
+) -> dict[str, tuple[int, ...]]:
+    """Return the keys that an official state dict of a model of ours has, with their shapes."""
+    table = official.keys(official_class)
+    return shapes_of({**translate_keys(model.state_dict(), table, reverse=True), **derived})
 
 
-def _shapes(items: Iterable[tuple[str, torch.Tensor]]) -> dict[str, tuple[int, ...]]:
-    return {key: tuple(value.shape) for key, value in items}
+def shapes_of(state_dict: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return key to shape."""
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
-def _check_derived(state_dict: Mapping[str, torch.Tensor], derived: Mapping[str, torch.Tensor]) -> None:
+def check_derived(state_dict: Mapping[str, torch.Tensor], derived: Mapping[str, torch.Tensor]) -> None:
+    """Raise where an entry that follows from the configuration is not what the configuration gives.
+
+    Args:
+        state_dict: The official state dict.
+        derived: What `Official.derived` returns.
+
+    Raises:
+        CheckpointError: They differ by 0.001 or more; what has no values is not compared.
+    """
     for key, value in derived.items():
         given = state_dict[key]
         if 'meta' in (given.device.type, value.device.type):

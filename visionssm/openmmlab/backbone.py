@@ -19,10 +19,11 @@ import visionssm  # noqa: F401  (puts our models into timm's registry)
 
 from ..checkpoints import CheckpointError, load_state_dict
 from ..checkpoints.load import compare_shapes
+from ..checkpoints.training import mmengine_values
 from ..models._builder import load_official_keys
 from ..registry import MODELS
 from ..utils.suggest import list_names
-from .checkpoint import SCHEME, load_from_visionssm, mmengine_values
+from .checkpoint import SCHEME, load_from_visionssm
 from .classifier import create_timm_model
 
 

@@ -7,8 +7,7 @@ import re
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from ..checkpoints import (
     read_checkpoint,
     save_safetensors,
 )
+from ..checkpoints.training import mmengine_values
 from ..models._builder import load_official_keys
 from ..registry import HOOKS
 from ..utils.suggest import list_names
@@ -193,29 +193,6 @@ def load_any_state(source: str) -> dict[str, torch.Tensor]:
         return dict(load_from_visionssm(source)['state_dict'])
     with mmengine_values():
         return load_state_dict(source)
-
-
-class _History:
-    """Stands in for MMEngine's log buffers, whose state may name functions."""
-
-    def __setstate__(self, state: dict) -> None:
-        self.values = state.get('_log_history')
-
-
-def _no_attribute(*_: Any) -> None:
-    """Stands in for the look-up of an attribute, with which a file could reach any code."""
-
-
-@contextmanager
-def mmengine_values() -> Iterator[None]:
-    """Let what OpenMMLab's training checkpoints hold beside tensors through a reader that runs no code of the file."""
-    core = np._core if hasattr(np, '_core') else np.core
-    allowed = [core.multiarray._reconstruct, core.multiarray.scalar, np.ndarray, np.dtype,
-               *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', '?')),
-               (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
-               (_no_attribute, 'builtins.getattr'), (_no_attribute, '__builtin__.getattr')]
-    with torch.serialization.safe_globals(allowed):
-        yield
 
 
 def read_training_checkpoint(path: str | os.PathLike) -> dict[str, Any]:

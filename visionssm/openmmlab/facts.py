@@ -10,19 +10,17 @@ import timm
 import torch
 from mmengine.config import Config
 from timm.data import resolve_data_config
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
 import visionssm
 
-from ..checkpoints import CheckpointError, check_fit, load_state_dict
+from ..checkpoints import CheckpointError, load_state_dict
+from ..models._detect import Unfilled, find_variant, fit_families, fit_ours
 from ..utils.suggest import nearest
 from .checkpoint import (
     SCHEME,
     is_training_checkpoint,
     load_any_state,
     read_training_checkpoint,
-    rename_weights,
 )
 from .portable import read_config
 from .scopes import EXTRAS
@@ -255,16 +253,6 @@ def _stored_restorer(path: str, config: Mapping[str, Any]) -> RestorerFacts | No
                                       if key not in ('pretrained', 'checkpoint_path')})
 
 
-class _Unfilled(TorchFunctionMode):
-    """Tensors without memory need no initial values, whose drawing costs more than all the rest of a model."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        filled = func.__name__.endswith('_') and not func.__name__.endswith('__') and args
-        if filled and isinstance(args[0], torch.Tensor) and args[0].is_meta and func.__name__ != 'requires_grad_':
-            return args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def count_parameters(name: str, **arguments: Any) -> int:
     """Count the parameters of a model without building it in memory.
 
@@ -275,7 +263,7 @@ def count_parameters(name: str, **arguments: Any) -> int:
     Returns:
         The number.
     """
-    with _Unfilled():
+    with Unfilled():
         return sum(weight.numel() for weight in visionssm.create_model(name, device='meta', **arguments).parameters())
 
 
@@ -286,20 +274,14 @@ def find_restorer(checkpoint: str) -> str | None:
         checkpoint: A weight file in our names or in those of the authors.
 
     Returns:
-        The name of the first model that fits, or None.
+        The name of the model that fits, or None.
     """
-    state = load_any_state(checkpoint)
-    if not any('conv' in key or 'patch_embed' in key for key in state):
+    state = {key: value for key, value in load_any_state(checkpoint).items() if isinstance(value, torch.Tensor)}
+    fit = next((fit for fit in fit_families(state) if not fit.gaps), None) or fit_ours(state)
+    if fit is None or not type(fit.model).__module__.startswith('visionssm.restoration.'):
         return None
-    for name in visionssm.list_models('restoration'):
-        with _Unfilled():
-            net: nn.Module = visionssm.create_model(name, device='meta')
-        try:
-            check_fit(net, rename_weights(net, state))
-        except (CheckpointError, LookupError, AttributeError):
-            continue
-        return name
-    return None
+    variant = find_variant(fit)
+    return None if variant.arguments else variant.name
 
 
 def _guess_arguments(name: str, path: str) -> dict[str, Any]:
