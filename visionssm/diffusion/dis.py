@@ -102,8 +102,8 @@ class DiS(nn.Module):
         """
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
-        if img_size < patch_size or img_size % patch_size:
-            raise ValueError(f'img_size is {img_size}; it must be a multiple of patch_size, {patch_size}.')
+        if not isinstance(img_size, int) or img_size < patch_size or img_size % patch_size:
+            raise ValueError(f'img_size is {img_size}; it must be one number, a multiple of patch_size, {patch_size}.')
         if depth < 2:
             raise ValueError(f'depth is {depth}; at least one block on either side of the middle, 2, is needed.')
         half = depth // 2
@@ -185,12 +185,12 @@ class DiS(nn.Module):
         if x.dim() != 4 or tuple(x.shape[1:]) != shape:
             raise ValueError(f'Expected images or latents of shape (B, {", ".join(map(str, shape))}), got '
                              f'{tuple(x.shape)}; img_size and in_chans are fixed when the model is built.')
-        if tuple(t.shape) != (len(x),):
+        if t.shape != x.shape[:1]:
             raise ValueError(f'Expected one time step an image, ({len(x)},), got {tuple(t.shape)}.')
         if (y is None) != (self.num_classes == 0):
             raise ValueError('This model is unconditional and takes no classes.' if y is not None else
                              f'This model needs classes: 0 to {self.num_classes - 1}, or {self.null_class} for none.')
-        if y is not None and tuple(y.shape) != (len(x),):
+        if y is not None and y.shape != x.shape[:1]:
             raise ValueError(f'Expected one class an image, ({len(x)},), got {tuple(y.shape)}.')
 
     def _hide_classes(self, y: torch.Tensor) -> torch.Tensor:
@@ -237,7 +237,7 @@ class DiS(nn.Module):
     def _to_image(self, tokens: torch.Tensor) -> torch.Tensor:
         """Lay out (B, L, P * P * channels), channels fastest, as images."""
         side, patch = self.img_size // self.patch_size, self.patch_size
-        x = tokens.view(len(tokens), side, side, patch, patch, self.out_chans).permute(0, 5, 1, 3, 2, 4)
+        x = tokens.view(tokens.shape[0], side, side, patch, patch, self.out_chans).permute(0, 5, 1, 3, 2, 4)
         return x.flatten(4, 5).flatten(2, 3)
 
     def forward_with_cfg(

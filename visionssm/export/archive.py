@@ -18,15 +18,16 @@ from visionssm_kernels import export_decompositions
 from .._version import __version__
 from ..checkpoints import save_safetensors
 from .inputs import Inputs
-from .loops import DIAGONAL_LOOP, TIME_LOOP, loop_decompositions
+from .loops import loop_decompositions
 
-__all__ = ['export_archive', 'export_onnx', 'export_weights']
+__all__ = ['export_archive', 'export_onnx', 'export_weights', 'need']
 
 # a protobuf holds 2 GiB; above that ONNX keeps weights in a second file
 LARGE = 1_800_000_000
 
 
-def _need(package: str) -> None:
+def need(package: str) -> None:
+    """Raise ImportError, with what to install, where a package is missing."""
     if importlib.util.find_spec(package) is None:
         raise ImportError(f'this export needs {package}: pip install "visionssm[export]" brings it')
 
@@ -101,16 +102,16 @@ def export_onnx(
         ValueError: The model is in training mode.
     """
     for package in ('onnx', 'onnxscript'):
-        _need(package)
+        need(package)
     from onnxscript import optimizer
 
-    from .onnx_ops import diagonal_loop, time_loop
+    from .onnx_ops import TRANSLATIONS
 
     with _quiet():
         program = _trace(model, inputs, dynamic_batch).run_decompositions(loop_decompositions())
         onnx_program = torch.onnx.export(
             program, dynamo=True, verbose=False, optimize=False, input_names=list(inputs.names),
-            custom_translation_table={TIME_LOOP: time_loop, DIAGONAL_LOOP: diagonal_loop})
+            custom_translation_table=TRANSLATIONS)
         # the exporter's own clean-up takes minutes on thousands of nodes and wins nothing: runtimes fuse anyway
         for clean in (optimizer.inline, optimizer.fold_constants, optimizer.remove_unused_nodes):
             clean(onnx_program.model)

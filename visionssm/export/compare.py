@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from .archive import _need
+from .archive import need
 from .inputs import Inputs
 
-__all__ = ['Comparison', 'compare_onnx']
+__all__ = ['Comparison', 'compare_onnx', 'count_nodes']
 
 
 class Comparison(NamedTuple):
@@ -55,7 +55,7 @@ def compare_onnx(model: nn.Module, path: str | os.PathLike, inputs: Inputs, runs
         ImportError: ONNX Runtime is not installed.
         ValueError: The two give different numbers or shapes of outputs.
     """
-    _need('onnxruntime')
+    need('onnxruntime')
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -77,3 +77,15 @@ def compare_onnx(model: nn.Module, path: str | os.PathLike, inputs: Inputs, runs
               for tensor, array in zip(expected, found, strict=True)]
     times = _alternate(runs, lambda: session.run(None, feed), run_model) if runs else [float('nan')] * 2
     return Comparison(max(errors), *times)
+
+
+def count_nodes(path: str | os.PathLike) -> int:
+    """Return the number of nodes of an ONNX file's graph, those inside of loops counted once."""
+    need('onnx')
+    import onnx
+
+    def count(graph: onnx.GraphProto) -> int:
+        return sum(1 + sum(count(attribute.g) for attribute in node.attribute if attribute.HasField('g'))
+                   for node in graph.node)
+
+    return count(onnx.load(os.fspath(path), load_external_data=False).graph)

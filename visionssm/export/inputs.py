@@ -16,11 +16,9 @@ class Inputs(NamedTuple):
 
 
 def _side(model: nn.Module) -> tuple[int, int]:
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    size = cfg.get('input_size')
-    if size is not None:
-        return tuple(size[-2:])
-    side = getattr(model, 'img_size', None) or 64
+    """Height and width that the model was built for, else those of its configuration."""
+    side = getattr(model, 'img_size', None) or getattr(getattr(model, 'patch_embed', None), 'img_size', None)
+    side = side or (getattr(model, 'pretrained_cfg', None) or {}).get('input_size', (64, 64))[-2:]
     return (side, side) if isinstance(side, int) else tuple(side)
 
 

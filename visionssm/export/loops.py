@@ -100,21 +100,29 @@ TIME_LOOP = torch.ops.visionssm_export.time_loop.default
 DIAGONAL_LOOP = torch.ops.visionssm_export.diagonal_loop.default
 
 
+def _gather(rows: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Read rows (L, K or 1, ...) in the order of each route, (K, L), in one gather -> (L, K, ...)."""
+    routes = len(index)
+    places = index.T if rows.shape[1] == 1 else index.T * routes + torch.arange(routes, device=index.device)
+    return rows.flatten(0, 1).index_select(0, places.flatten()).unflatten(0, (-1, routes))
+
+
 def _read(x: torch.Tensor, index: torch.Tensor | None, reverse: bool) -> torch.Tensor:
-    """Read maps (B, K or 1, ..., L) along the routes -> (L, B, K, ...)."""
+    """Read maps (B, K or 1, ..., L) along the routes -> (L, K, B, ...)."""
+    rows = x.movedim((-1, 1), (0, 1))
     if index is None:
-        return (x.flip(-1) if reverse else x).movedim(-1, 0)
-    routes = index.unbind(0)
-    parts = x.expand(-1, len(routes), *x.shape[2:]).unbind(1)
-    return torch.stack([part.index_select(-1, route) for part, route in zip(parts, routes, strict=True)], 1).movedim(
-        -1, 0)
+        return rows.flip(0) if reverse else rows
+    return _gather(rows, index)
 
 
-def _write(x: torch.Tensor, index: torch.Tensor | None, reverse: bool) -> torch.Tensor:
-    """Put sequences (L, B, K, D) back on their pixels -> (B, K, D, L)."""
-    x = x.movedim(0, -1)
-    inverse = None if index is None else index.long().argsort(-1)
-    return _read(x, inverse, reverse).movedim(0, -1)
+def _write(rows: torch.Tensor, index: torch.Tensor | None, reverse: bool) -> torch.Tensor:
+    """Put sequences (L, K, B, D) back on their pixels -> (B, K, D, L)."""
+    if index is not None:
+        order = torch.arange(index.shape[-1], device=index.device).expand_as(index)
+        rows = _gather(rows, torch.zeros_like(order).scatter(-1, index.long(), order))
+    elif reverse:
+        rows = rows.flip(0)
+    return rows.movedim((0, 1), (-1, 1))
 
 
 def _routed_scan(
@@ -137,27 +145,28 @@ def _routed_scan(
     state = A.shape[-1]
 
     def matrix(x: torch.Tensor) -> torch.Tensor:
-        """(L, B, K, G, N, D / G or 1)."""
+        """(L, K, B or 1, G, N, D / G or 1)."""
         if x.ndim == 3:
-            return grouped(x)[None, None].expand(length, 1, -1, -1, -1, -1)
-        return _read(x.float(), index, reverse).repeat_interleave(groups // x.shape[2], 3)[..., None]
+            return grouped(x).expand(length, -1, -1, -1, -1, -1)
+        rows = _read(x.float(), index, reverse)
+        return (rows if rows.shape[3] == groups else rows.repeat_interleave(groups, 3))[..., None]
 
     def grouped(x: torch.Tensor) -> torch.Tensor:
-        """(K, D, N) -> (K, G, N, D / G)."""
-        return x.float().unflatten(1, (groups, -1)).mT
+        """(K, D, N) -> (K, 1, G, N, D / G)."""
+        return x.float().unflatten(1, (groups, -1)).mT[:, None]
 
     x = _read(u.float(), index, reverse)
     step = _read(delta.float(), index, reverse)
-    step = step if delta_bias is None else step + delta_bias.float()
+    step = step if delta_bias is None else step + delta_bias.float()[:, None]
     step = F.softplus(step) if delta_softplus else step
     last, y = TIME_LOOP(grouped(A), step.unflatten(3, (groups, -1))[..., None, :],
                         (step * x).unflatten(3, (groups, -1))[..., None, :], matrix(B), matrix(C))
     y = y.flatten(3)
-    y = y if D is None else y + D.float() * x
+    y = y if D is None else y + D.float()[:, None] * x
     y = _write(y, index, reverse)
     y = y if z is None else y * F.silu(z.float())
     out = y.sum(1, keepdim=True) if merge else y
-    return out.to(u.dtype), last.mT.flatten(2, 3), last.new_empty(*delta.shape[:3], 0, state)
+    return out.to(u.dtype), last.transpose(0, 1).mT.flatten(2, 3), last.new_empty(*delta.shape[:3], 0, state)
 
 
 def _skew(x: torch.Tensor) -> torch.Tensor:

@@ -1,10 +1,13 @@
-"""The two loops of `loops` in ONNX's own operators, as functions of onnxscript."""
+"""The two loops of `loops`, and what the exporter lacks, in ONNX's own operators, as functions of onnxscript."""
 # onnxscript reads annotations as types of ONNX
 # mypy: disallow-untyped-defs=False
-from onnxscript import FLOAT, graph, script
+import torch
+from onnxscript import FLOAT, INT64, graph, script
 from onnxscript import opset18 as op
 
-__all__ = ['diagonal_loop', 'time_loop']
+from .loops import DIAGONAL_LOOP, TIME_LOOP
+
+__all__ = ['TRANSLATIONS']
 
 
 @script(default_opset=op)
@@ -44,3 +47,11 @@ def diagonal_loop(A_top: FLOAT, A_left: FLOAT, step_top: FLOAT, step_left: FLOAT
     _, y = op.Scan(start, step_top, step_left, weight_top, weight_left, u, B_top, B_left, C, body=body,
                    num_scan_inputs=8)
     return y
+
+
+def stable_sort(self: INT64, stable: bool = True, dim: int = -1, descending: bool = False) -> tuple[INT64, INT64]:
+    """`torch.sort(stable=True)`: ONNX demands of TopK that the first of equal values comes first."""
+    return op.TopK(self, op.Gather(op.Shape(self), op.Constant(value_ints=[dim])), axis=dim, largest=int(descending))
+
+
+TRANSLATIONS = {TIME_LOOP: time_loop, DIAGONAL_LOOP: diagonal_loop, torch.ops.aten.sort.stable: stable_sort}

@@ -1,5 +1,6 @@
 """The command line of the export."""
 import argparse
+import inspect
 import json
 import logging
 import os
@@ -11,9 +12,9 @@ import torch
 from torch import nn
 
 from .._factory import create_model
-from ..utils.command import Command
-from .archive import export_archive, export_onnx, export_weights
-from .compare import compare_onnx
+from ..utils.command import Command, check_folder
+from .archive import export_archive, export_onnx, export_weights, need
+from .compare import compare_onnx, count_nodes
 from .inputs import Inputs, example_inputs
 
 __all__ = ['export']
@@ -44,17 +45,22 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     if args.pretrained and args.checkpoint:
         parser.error('--pretrained and --checkpoint exclude each other')
     if args.size is not None:
-        args.size = args.size[0] if len(args.size) == 1 else tuple(args.size)
+        args.size = args.size[0] if len(set(args.size)) == 1 and len(args.size) < 3 else tuple(args.size)
     if args.runs < 0:
         parser.error(f'--runs is {args.runs}; it must be 0 or more')
+
+
+def _takes_size(name: str) -> bool:
+    """Whether the size is part of the model, as in timm: what holds a position embedding is built with `img_size`."""
+    with torch.device('meta'):
+        return 'img_size' in inspect.signature(type(create_model(name))).parameters
 
 
 def _build(args: argparse.Namespace) -> nn.Module:
     options: dict[str, Any] = {} if args.num_classes is None else {'num_classes': args.num_classes}
     if args.features:
         options['features_only'] = True
-    if args.size is not None and args.name.partition('_')[0] in ('vim', 'vim2', 'dis'):
-        # the size of these is part of the model: position embeddings
+    if args.size is not None and _takes_size(args.name):
         options['img_size'] = args.size
     try:
         model = create_model(args.name, pretrained=args.pretrained, checkpoint_path=args.checkpoint, **options)
@@ -70,7 +76,23 @@ def _out(args: argparse.Namespace) -> Path:
         raise ValueError(f'--out {out}: the file of --format {args.format} ends in {suffix}')
     if out.is_dir():
         raise ValueError(f'--out {out} is a folder; give a file')
+    check_folder(out.parent, f'--out {out}')
     return out
+
+
+def _inputs(args: argparse.Namespace, model: nn.Module) -> Inputs:
+    """Draw inputs, and run the model once: what it refuses is told before minutes of tracing."""
+    inputs = example_inputs(model, args.size)
+    try:
+        model(*inputs.tensors)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        shape = ' x '.join(map(str, inputs.tensors[0].shape))
+        raise ValueError(f'{args.name} does not run on an input of {shape}: {_first_line(error)}') from error
+    return inputs
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition('\n')[0] or type(error).__name__
 
 
 def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs) -> dict[str, Any]:
@@ -82,28 +104,42 @@ def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs
     if not error <= TOLERANCE:
         raise ValueError(f'{out} differs from the model by {error:.1e} of the largest value, more than {TOLERANCE:g}: '
                          'do not use it, and report the model and the versions of torch, onnx and onnxruntime')
-    return {'relative_error': error, 'onnxruntime_ms': found.onnx_ms, 'pytorch_ms': found.torch_ms}
+    return {'pictures': [1, 3] if args.dynamic else [1], 'relative_error': error, 'onnxruntime_ms': found.onnx_ms,
+            'pytorch_ms': found.torch_ms}
+
+
+def _write(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs) -> dict[str, Any]:
+    """Write the file, and return what is known of it."""
+    cfg = getattr(model, 'pretrained_cfg', None) or {}
+    metadata = {'architecture': args.name, **{key: cfg[key] for key in ('mean', 'std', 'license') if cfg.get(key)}}
+    if args.format == 'safetensors':
+        export_weights(model, out, metadata)
+        return {}
+    sys.stderr.write(f'writing {out}: tracing takes a minute or two for a large model\n')
+    try:
+        if args.format == 'torch-export':
+            export_archive(model, out, inputs, args.dynamic, args.keep_ops, metadata)
+            return {}
+        export_onnx(model, out, inputs, args.dynamic, metadata)
+    except RuntimeError as error:
+        raise RuntimeError(f'{args.name} could not be exported with torch {torch.__version__}; --debug shows all of '
+                           f'it: {_first_line(error)}') from error
+    return {'nodes': count_nodes(out), **({} if args.no_check else _check(args, model, out, inputs))}
 
 
 def _export(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, format='%(levelname)s: %(message)s')
+    if args.format == 'onnx':
+        for package in ('onnx', 'onnxscript', *(() if args.no_check else ('onnxruntime',))):
+            need(package)
     out, model = _out(args), _build(args)
-    inputs = example_inputs(model, args.size)
-    cfg = getattr(model, 'pretrained_cfg', None) or {}
-    metadata = {'architecture': args.name, **{key: cfg[key] for key in ('mean', 'std', 'license') if cfg.get(key)}}
+    inputs = _inputs(args, model)
     result: dict[str, Any] = {'model': args.name, 'format': args.format, 'file': os.fspath(out),
                               'inputs': {name: list(tensor.shape) for name, tensor in
                                          zip(inputs.names, inputs.tensors, strict=True)}}
-    sys.stderr.write(f'writing {out}: tracing takes a minute or two for a large model\n')
-    if args.format == 'onnx':
-        export_onnx(model, out, inputs, args.dynamic, metadata)
-        result |= {} if args.no_check else _check(args, model, out, inputs)
-    elif args.format == 'torch-export':
-        export_archive(model, out, inputs, args.dynamic, args.keep_ops, metadata)
-    else:
-        export_weights(model, out, metadata)
-    result['megabytes'] = round(sum(file.stat().st_size for file in (out, Path(f'{out}.data')) if file.is_file()) / 1e6,
-                                2)
+    result |= _write(args, model, out, inputs)
+    files = [file for file in (out, Path(f'{out}.data')) if file.is_file()]
+    result['megabytes'] = round(sum(file.stat().st_size for file in files) / 1e6, 2)
     if args.json:
         sys.stdout.write(json.dumps(result) + '\n')
     else:
