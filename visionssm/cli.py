@@ -36,6 +36,7 @@ COMMANDS = {
     'fid': Entry('openmmlab.diffusion.fidelity:run_fid', 'compare drawn pictures with real ones', 'mm,diffusion'),
     'export': Entry('export.tool:export', 'write a model as ONNX, as an archive of torch.export, or as weights',
                     'export'),
+    'visualize': Entry('analysis.tool:visualize', 'draw what a model sees, its scan routes, and what its scans carry'),
 }
 
 

@@ -1,7 +1,10 @@
 """Pictures of receptive fields, routes and implicit attention, drawn with Pillow alone."""
 
+import io
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,10 +15,10 @@ from .attention import ScanAttention
 from .receptive_field import ReceptiveField
 from .routes import BlockRoutes, ScanRoute
 
-__all__ = ['draw_attention', 'draw_receptive_field', 'draw_routes', 'to_picture']
+__all__ = ['draw_attention', 'draw_receptive_field', 'draw_routes', 'save_picture', 'to_picture']
 
 GAP = 14
-INK, FAINT, PAPER = (32, 32, 36), (110, 110, 118), (255, 255, 255)
+INK, FAINT, PAPER, GROUND = (32, 32, 36), (110, 110, 118), (255, 255, 255), (240, 240, 243)
 # Colour maps of equal steps in lightness, between the given points: dark to light, and through the hues.
 HEAT = ((4, 3, 18), (52, 16, 92), (115, 30, 129), (182, 54, 121), (237, 105, 94), (254, 176, 120), (252, 246, 190))
 ORDER = ((58, 32, 120), (49, 85, 160), (30, 135, 150), (60, 170, 105), (165, 195, 45), (245, 190, 30))
@@ -64,10 +67,41 @@ def to_picture(image: torch.Tensor, mean: Sequence[float] = (0.,), std: Sequence
     return Image.fromarray((pixels * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _logarithmic(values: torch.Tensor) -> np.ndarray:
-    """Numbers from 0 to 1: 1 for the largest value, 0 for its 10^-DECADES and below."""
-    top = values.max().clamp(min=torch.finfo(values.dtype).tiny)
-    return (1 + (values / top).clamp(min=10. ** -DECADES).log10() / DECADES).double().numpy()
+def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
+    """Write a PNG file so that its name shows the old content or all of the new.
+
+    Args:
+        picture: The picture.
+        path: Where; missing folders are made.
+    """
+    path = Path(path)
+    buffer = io.BytesIO()
+    picture.save(buffer, 'PNG', optimize=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+    try:
+        temporary.write_bytes(buffer.getbuffer())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _Scale(NamedTuple):
+    """How numbers become shades: logarithmic over DECADES, or from 0, each up to the largest number of a map."""
+    linear: bool = False
+
+    def shade(self, values: torch.Tensor) -> np.ndarray:
+        """Return numbers from 0 to 1."""
+        top = values.max().clamp(min=torch.finfo(values.dtype).tiny)
+        if self.linear:
+            return (values / top).double().numpy()
+        return (1 + (values / top).clamp(min=10. ** -DECADES).log10() / DECADES).double().numpy()
+
+    def ticks(self) -> list[str]:
+        """Return what stands below the colour bar, at equal distances."""
+        if self.linear:
+            return ['0', '0.25', '0.5', '0.75', '1']
+        return [*(f'1e-{decade}' for decade in range(DECADES, 0, -1)), '1']
 
 
 def _enlarge(picture: Image.Image, side: int) -> Image.Image:
@@ -90,19 +124,27 @@ def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeF
     return lines
 
 
-def _sheet(title: str, panels: Sequence[_Panel], columns: int, note: str = '', bar: str = '') -> Image.Image:
-    """Put panels with captions under a title, and below them a colour bar and a note."""
+def _sheet(
+        title: str,
+        panels: Sequence[_Panel],
+        columns: int,
+        note: Sequence[str],
+        scale: _Scale | None = None,
+) -> Image.Image:
+    """Put panels with captions under a title, and below them the colour bar of a scale and notes."""
     title_font, font = _font(17), _font(13)
     columns = min(columns, len(panels))
     cell = [max(panel.picture.size[axis] for panel in panels) for axis in (0, 1)]
     width = columns * (cell[0] + GAP) + GAP
     caption_lines = [_wrap(panel.caption, cell[0], font) for panel in panels]
     caption = 18 * max(map(len, caption_lines))
-    head, foot = _wrap(title, width - 2 * GAP, title_font), _wrap(note, width - 2 * GAP, font)
+    head = _wrap(title, width - 2 * GAP, title_font)
+    foot = [line for paragraph in note for line in _wrap(paragraph, width - 2 * GAP, font)]
+    below = 36 if scale else 0
     rows = math.ceil(len(panels) / columns)
     top = GAP + 23 * len(head) + 4
     bottom = top + rows * (cell[1] + caption + GAP)
-    height = bottom + (34 if bar else 0) + (18 * len(foot) + GAP // 2 if foot else 0)
+    height = bottom + below + 18 * len(foot) + GAP // 2
     sheet = Image.new('RGB', (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(head):
@@ -113,24 +155,23 @@ def _sheet(title: str, panels: Sequence[_Panel], columns: int, note: str = '', b
         sheet.paste(panel.picture, (x, y))
         for j, line in enumerate(caption_lines[i]):
             draw.text((x, y + panel.picture.height + 3 + 18 * j), line, INK, font)
-    if bar:
-        _colour_bar(sheet, bottom, bar)
+    if scale:
+        _colour_bar(sheet, bottom, scale)
     for i, line in enumerate(foot):
-        draw.text((GAP, bottom + (34 if bar else 0) + 18 * i), line, FAINT, font)
+        draw.text((GAP, bottom + below + 18 * i), line, FAINT, font)
     return sheet
 
 
-def _colour_bar(sheet: Image.Image, y: int, words: str) -> None:
-    """Draw the scale of `_logarithmic` with its decades."""
+def _colour_bar(sheet: Image.Image, y: int, scale: _Scale) -> None:
     draw, font = ImageDraw.Draw(sheet), _font(12)
     width = min(260, sheet.width - 2 * GAP)
     ramp = colours(np.linspace(0, 1, width))[None].repeat(9, 0)
     sheet.paste(Image.fromarray(ramp), (GAP, y))
-    for decade in range(DECADES + 1):
-        x = GAP + width * decade / DECADES
-        text = '1' if decade == DECADES else f'1e-{DECADES - decade}'
-        anchor = 'la' if decade == 0 else 'ra' if decade == DECADES else 'ma'
-        draw.text((x, y + 11), text, FAINT, font, anchor)
+    ticks = scale.ticks()
+    for i, text in enumerate(ticks):
+        anchor = 'la' if i == 0 else 'ra' if i == len(ticks) - 1 else 'ma'
+        draw.text((GAP + width * i / (len(ticks) - 1), y + 11), text, FAINT, font, anchor)
+    words = 'of the largest value'
     if width + 3 * GAP + font.getlength(words) < sheet.width:
         draw.text((2 * GAP + width, y - 3), words, FAINT, font)
 
@@ -152,7 +193,7 @@ def draw_receptive_field(
     Returns:
         RGB.
     """
-    heat = _enlarge(Image.fromarray(colours(_logarithmic(field.gradient))), side)
+    heat = _enlarge(Image.fromarray(colours(_Scale().shade(field.gradient))), side)
     scale = heat.height / field.gradient.shape[0]
     draw = ImageDraw.Draw(heat)
     sides = field.sides()
@@ -174,15 +215,15 @@ def draw_receptive_field(
     panels = [_Panel(heat, caption)]
     if picture is not None:
         panels.insert(0, _Panel(picture.resize(heat.size, Image.Resampling.BICUBIC), 'image'))
-    wide = max(min(sides[0.5] ** 2 / area, 1), 0)
-    return _sheet(title, panels, 2, f'Of the gradient are {held} pixels; half of it on {wide:.1%} of the image.',
-                  'of the largest value')
+    wide = min(sides[0.5] ** 2 / area, 1)
+    note = f'Of the gradient, in pixels: {held}. Half of it stems from {wide:.1%} of the image.'
+    return _sheet(title, panels, 2, [note], _Scale())
 
 
-def _on_image(values: torch.Tensor, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _on_image(values: torch.Tensor, scale: _Scale, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Lay a heat map over the gray image; what is behind the image was padding."""
     height, width = values.shape
-    shade = _logarithmic(values)[:min(height, picture.height), :min(width, picture.width)]
+    shade = scale.shade(values)[:min(height, picture.height), :min(width, picture.width)]
     heat = Image.fromarray(colours(shade)).resize(size, Image.Resampling.NEAREST)
     strength = Image.fromarray((shade * 215 + 25).astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
     base = picture.convert('L').resize(size, Image.Resampling.BICUBIC).point(lambda value: value * 0.75)
@@ -217,41 +258,51 @@ def draw_attention(
     Returns:
         RGB.
     """
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    ratio = side / max(picture.size)
+    size = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
     shown = min(attention.merged.shape[0], picture.height), min(attention.merged.shape[1], picture.width)
     first = picture.convert('RGB').resize(size, Image.Resampling.BICUBIC)
-    maps = [('all routes', attention.merged)]
-    if len(attention.routes) > 1:
-        maps += list(zip(attention.labels, attention.routes))
+    several = len(attention.routes) > 1
+    maps = [('all routes', attention.merged), *zip(attention.labels, attention.routes)][0 if several else 1:]
+    # without a decay along a route all weights are of one order
+    scale = _Scale(linear=bool(attention.merged.min() > 0.02 * attention.merged.max()))
     panels = [_Panel(first, 'image and query'),
-              *(_Panel(_on_image(values, picture, size), label) for label, values in maps)]
+              *(_Panel(_on_image(values, scale, picture, size), label) for label, values in maps)]
     for panel in panels:
         _mark(panel.picture, attention.query, shown)
     columns = len(panels) if len(panels) <= 4 else 3 if len(panels) <= 6 else 6
     place = f'{attention.query[0]}, {attention.query[1]}'
-    note = (f'Block {attention.block}, map of {attention.merged.shape[0]} x {attention.merged.shape[1]}; query at '
+    note = (f'{attention.block}, map of {attention.merged.shape[0]} x {attention.merged.shape[1]}; query at '
             f'{place} (green). Mean over channels of the absolute weight; every panel has a scale of its own.')
-    return _sheet(title, panels, columns, note, 'of the largest value')
+    return _sheet(title, panels, columns, [note], scale)
 
 
-def draw_routes(routes: BlockRoutes, title: str = 'Scan routes', side: int = 240) -> Image.Image:
-    """Draw every route of a block: a line from dark to light, a ring where it starts, a square where it ends.
+def draw_routes(
+        routes: BlockRoutes | Sequence[BlockRoutes],
+        title: str = 'Scan routes',
+        side: int = 240,
+) -> Image.Image:
+    """Draw every route of one or several blocks: a line from dark to light, from a ring to a square.
 
     Args:
-        routes: The routes of a block. A map of about 8 x 8 is the most legible.
+        routes: The routes of a block, or of several with a map of the same size. One of about 8 x 8 is the most
+            legible.
         title: What stands above.
-        side: Longer side of each panel in pixels, about.
+        side: Longer side of each panel in pixels, about; a single one is larger.
 
     Returns:
         RGB.
     """
-    count = len(routes.routes)
-    panels = [_Panel(_draw_route(route, side), route.label) for route in routes.routes]
-    if not panels:
-        panels = [_Panel(Image.new('RGB', (side, 40), (240, 240, 243)), 'no route over the map')]
-    note = f'Block {routes.block} ({routes.op}), map of {routes.size[0]} x {routes.size[1]}. {routes.note}'
-    return _sheet(title, panels, 4 if count != 3 else 3, note)
+    blocks = [routes] if isinstance(routes, BlockRoutes) else list(routes)
+    if not blocks:
+        raise ValueError('there are no routes to draw')
+    drawn = [(block, route) for block in blocks for route in block.routes]
+    side = side if len(drawn) > 1 else 3 * side // 2
+    several = sum(bool(block.routes) for block in blocks) > 1
+    panels = [_Panel(_draw_route(route, side), f'{route.label} ({block.block})' if several else route.label)
+              for block, route in drawn] or [_Panel(Image.new('RGB', (side, 40), GROUND), 'no route over the map')]
+    note = [f'{block.block} ({block.op}), map of {block.size[0]} x {block.size[1]}. {block.note}' for block in blocks]
+    return _sheet(title, panels, 3 if len(panels) == 3 else 4, note)
 
 
 def _draw_route(route: ScanRoute, side: int) -> Image.Image:
@@ -259,7 +310,7 @@ def _draw_route(route: ScanRoute, side: int) -> Image.Image:
     cell = max(side // max(height, width), 3)
     over = 3  # drawn larger and shrunk, which smooths the lines
     step = cell * over
-    large = Image.new('RGB', (width * step, height * step), (240, 240, 243))
+    large = Image.new('RGB', (width * step, height * step), GROUND)
     draw = ImageDraw.Draw(large)
     if cell >= 10:
         for i in range(1, height):

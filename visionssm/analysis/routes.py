@@ -94,7 +94,9 @@ def _note(call: ScanCall) -> str:
     if call.op == 'nc_ssd':
         return 'No order: every pixel reads the same weighted sum over all pixels.'
     if call.op == 'wavefront_scan_2d':
-        return 'A state follows from the pixels above and beside it; a diagonal is one step.'
+        return 'A state follows from those of two neighbours before it; a diagonal is one step.'
+    if call.layout == 'content':
+        return 'Pixels of one kind stand together; the model chooses the kinds.'
     if call.layout == 'rows':
         return 'Every row is scanned by itself, then every column.'
     if call.fuse is not None:

@@ -159,11 +159,11 @@ class _Recorder(TorchFunctionMode):
         length = u.shape[2] if op == 'selective_scan' else u.shape[1]
         if isinstance(inner.module, ChannelSSM):
             outer = next(frame for frame in reversed(self.stack) if len(frame.shape) == 4)
-            return 'channels', outer.shape[1:3], None
+            return 'channels', (outer.shape[1], outer.shape[2]), None
         for frame in reversed(self.stack):
             if isinstance(frame.module, AttentiveSSM):
                 order = None if frame.order is None or frame.order.is_meta else frame.order[0].cpu()
-                return 'content', frame.shape[1:3], order
+                return 'content', (frame.shape[1], frame.shape[2]), order
             size = self._map_of(frame.shape, length)
             if size is not None:
                 return 'sequence', size, torch.arange(length)
@@ -171,7 +171,8 @@ class _Recorder(TorchFunctionMode):
 
     def _map_of(self, shape: tuple[int, ...], length: int) -> tuple[int, int] | None:
         """Return the height and width of a map of `length` pixels, (B, H, W, C) or (B, C, H, W)."""
-        sizes = [size for size in (shape[1:3], shape[2:]) if len(shape) == 4 and size[0] * size[1] == length]
+        sizes = [] if len(shape) != 4 else [
+            (shape[i], shape[i + 1]) for i in (1, 2) if shape[i] * shape[i + 1] == length]
         height, width = self.image_size
         # where both fit, the one that has the shape of the image
         return min(sizes, key=lambda size: abs(size[0] * width - size[1] * height), default=None)
