@@ -1,5 +1,4 @@
 """`visionssm download`: what it lists, fetches, takes from files, and how it fails."""
-import importlib.util
 import json
 import subprocess
 import sys
@@ -101,11 +100,3 @@ def test_unknown_names_end_in_one_line(arguments: list[str], capsys):
 def test_the_scripts_run(command: list[str]):
     done = subprocess.run([sys.executable, *command, '--list', 'vmamba_tiny'], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[1].startswith('vmamba_tiny.in1k')
-
-
-def test_the_table_in_the_documentation_is_that_of_the_catalogue(monkeypatch):
-    monkeypatch.undo()
-    spec = importlib.util.spec_from_file_location('make_weights_table', ROOT / 'tools' / 'make_weights_table.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.main(['--check']) == 0

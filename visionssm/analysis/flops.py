@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..export.inputs import example_inputs
 from ._passes import evaluation_mode, meta_tensors
 
 __all__ = ['count_flops']
@@ -26,7 +27,7 @@ def count_flops(model: nn.Module, input_size: Sequence[int] = (3, 224, 224), bat
     moving of data. Published numbers may follow other rules, above all for scans.
 
     Args:
-        model: A model that takes one batch of images.
+        model: A model that takes a batch of images; one of diffusion also gets its time steps and classes.
         input_size: (channels, height, width) of an image.
         batch_size: Number of images.
 
@@ -42,9 +43,10 @@ def count_flops(model: nn.Module, input_size: Sequence[int] = (3, 224, 224), bat
     tensors = meta_tensors(model)
     dtype = next((tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()), torch.float32)
     images = torch.empty(batch_size, *size, dtype=dtype, device='meta')
+    others = [tensor.to('meta') for tensor in example_inputs(model, size[1:], batch_size).tensors[1:]]
     counter = FlopCounterMode(display=False)
     with evaluation_mode(model), torch.no_grad(), counter:
-        torch.func.functional_call(model, tensors, (images,))
+        torch.func.functional_call(model, tensors, (images, *others))
     flops = counter.get_flop_counts()
     return {
         'params': sum(parameter.numel() for parameter in model.parameters()),

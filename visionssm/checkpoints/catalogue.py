@@ -17,7 +17,7 @@ from visionssm.utils.suggest import did_you_mean
 
 from .load import CheckpointError
 
-__all__ = ['Entry', 'entries', 'find_entry', 'list_weights', 'without_weights']
+__all__ = ['Entry', 'entries', 'families', 'find_entry', 'list_weights', 'without_weights']
 
 FOLDER = Path(__file__).resolve().parent / 'data'
 _HUB = re.compile(r'hf://(?P<repo>[^/]+/[^/@]+)(@(?P<revision>[^/]+))?/(?P<file>.+)')
@@ -120,15 +120,16 @@ def entries(family: str | None = None) -> list[Entry]:
     Raises:
         ValueError: There is no such family.
     """
-    names = _families()
+    names = families()
     if family is not None and family not in names:
         raise ValueError(f'Unknown family {family!r}. {did_you_mean(family, names)}')
     return [entry for name in names if family in (None, name) for entry in _read(FOLDER / f'{name}.yaml')[0]]
 
 
-def without_weights() -> dict[str, str]:
-    """Return the models that have no entry because there are no weights of them: name to reason."""
-    return {name: reason for family in _families() for name, reason in _read(FOLDER / f'{family}.yaml')[1].items()}
+def without_weights(family: str | None = None) -> dict[str, str]:
+    """Return the models, of all families or of one, that have no entry as there are no weights: name to reason."""
+    return {name: reason for one in families() if family in (None, one)
+            for name, reason in _read(FOLDER / f'{one}.yaml')[1].items()}
 
 
 def list_weights(task: str | None = None) -> list[str]:
@@ -191,7 +192,8 @@ def _refuse(names: Iterable[str], family: str, where: str) -> None:
         raise ValueError(f'{family}.yaml has unknown fields {where}: {", ".join(names)}.')
 
 
-def _families() -> list[str]:
+def families() -> list[str]:
+    """Return the names of the families."""
     return sorted(path.stem for path in FOLDER.glob('*.yaml'))
 
 
