@@ -217,10 +217,9 @@ def test_kernels_of_mamba2_compile_to_machine_code(monkeypatch, tmp_path: Path, 
         assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16], ids=['float32', 'bfloat16'])
 @pytest.mark.parametrize('stage', ['forward', 'backward'])
-def test_tiles_of_mamba2_hardly_leave_the_registers(monkeypatch, tmp_path: Path, stage, dtype):
+def test_tiles_of_mamba2_hardly_leave_the_registers(monkeypatch, tmp_path: Path, stage):
     monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
-    for recorder in record_ssd(monkeypatch, stage, dtype):
+    for recorder in record_ssd(monkeypatch, stage, torch.float32):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert int(spills(built, tmp_path)) <= 1024 and built.metadata.shared <= 96 << 10

@@ -84,9 +84,9 @@ def test_decomposes_into_aten_ops(size, module):
 
 def test_decomposes_with_dynamic_batch_and_width(module, x):
     dynamic = {0: torch.export.Dim('batch'), 3: torch.export.Dim('width', max=1 << 16)}
-    program = torch.export.export(module.eval(), (x,), dynamic_shapes=(dynamic,))
+    program = torch.export.export(module.eval(), (x[:, :, :3].contiguous(),), dynamic_shapes=(dynamic,))
     program = program.run_decompositions(export_decompositions())
-    other = torch.randn(3, 3, 9, 11)
+    other = torch.randn(3, 3, 3, 11)
     torch.testing.assert_close(program.module()(other), module(other))
 
 

@@ -153,8 +153,8 @@ def test_every_option_runs_at_every_size_with_the_same_weights(options: dict):
     model = ViM2(**TINY, **options).eval()
     for size in ((32, 32), (64, 36), (21, 50)):
         assert model(torch.randn(2, 3, *size)).shape == (2, 5)
-        x = torch.randn(1, 3, *size)
-        torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+    x = torch.randn(1, 3, *size)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
 
 
 def test_weights_start_as_the_plain_chain():

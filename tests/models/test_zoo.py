@@ -114,13 +114,13 @@ def test_autocast_stays_near_float32(name: str, dtype: torch.dtype):
 
 @pico
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16], ids=['bf16', 'fp16'])
-def test_thirty_steps_at_the_official_peak_learning_rate_stay_finite(name: str, dtype: torch.dtype):
+def test_twenty_steps_at_the_official_peak_learning_rate_stay_finite(name: str, dtype: torch.dtype):
     model = make(name).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_LEARNING_RATES.get(name, 1e-3), weight_decay=0.05)
     scaler = torch.amp.GradScaler('cpu', enabled=dtype == torch.float16)
     x, y = torch.randn(10, 3, 32, 32), torch.arange(10) % 5
     losses = []
-    for _ in range(30):
+    for _ in range(20):
         with torch.autocast('cpu', dtype):
             loss = F.cross_entropy(model(x).float(), y)
         optimizer.zero_grad()
