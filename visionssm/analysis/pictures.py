@@ -280,6 +280,7 @@ def draw_attention(
 def draw_routes(
         routes: BlockRoutes | Sequence[BlockRoutes],
         title: str = 'Scan routes',
+        picture: Image.Image | None = None,
         side: int = 240,
 ) -> Image.Image:
     """Draw every route of one or several blocks: a line from dark to light, from a ring to a square.
@@ -288,6 +289,7 @@ def draw_routes(
         routes: The routes of a block, or of several with a map of the same size. One of about 8 x 8 is the most
             legible.
         title: What stands above.
+        picture: The image, drawn faintly below the routes; None for plain ground.
         side: Longer side of each panel in pixels, about; a single one is larger.
 
     Returns:
@@ -299,18 +301,21 @@ def draw_routes(
     drawn = [(block, route) for block in blocks for route in block.routes]
     side = side if len(drawn) > 1 else 3 * side // 2
     several = sum(bool(block.routes) for block in blocks) > 1
-    panels = [_Panel(_draw_route(route, side), f'{route.label} ({block.block})' if several else route.label)
+    panels = [_Panel(_draw_route(route, side, picture), f'{route.label} ({block.block})' if several else route.label)
               for block, route in drawn] or [_Panel(Image.new('RGB', (side, 40), GROUND), 'no route over the map')]
     note = [f'{block.block} ({block.op}), map of {block.size[0]} x {block.size[1]}. {block.note}' for block in blocks]
     return _sheet(title, panels, 3 if len(panels) == 3 else 4, note)
 
 
-def _draw_route(route: ScanRoute, side: int) -> Image.Image:
+def _draw_route(route: ScanRoute, side: int, picture: Image.Image | None) -> Image.Image:
     height, width = route.steps.shape
     cell = max(side // max(height, width), 3)
     over = 3  # drawn larger and shrunk, which smooths the lines
     step = cell * over
     large = Image.new('RGB', (width * step, height * step), GROUND)
+    if picture is not None:
+        below = picture.convert('L').resize(large.size, Image.Resampling.BICUBIC).convert('RGB')
+        large = Image.blend(large, below, 0.45)
     draw = ImageDraw.Draw(large)
     if cell >= 10:
         for i in range(1, height):

@@ -25,13 +25,13 @@ from .receptive_field import effective_receptive_field
 from .routes import BlockRoutes, scan_routes
 from .scans import record_scans
 
-__all__ = ['visualize']
+__all__ = ['Subject', 'legible_size', 'visualize']
 
 KINDS = ('erf', 'routes', 'attention')
 LEGIBLE = 8
 
 
-class _Subject(NamedTuple):
+class Subject(NamedTuple):
     """A model, and how it takes pictures."""
     model: nn.Module
     name: str
@@ -46,10 +46,14 @@ class _Subject(NamedTuple):
 
     def load(self, path: str, size: tuple[int, int]) -> tuple[Image.Image, torch.Tensor]:
         """Read a picture, fit it to a size, and return it with the normalised image, (1, C, H, W)."""
+        return self.fit(read_photograph(path), size)
+
+    def fit(self, picture: Image.Image, size: tuple[int, int]) -> tuple[Image.Image, torch.Tensor]:
+        """Resize an RGB picture and cut its middle out, and return it with the normalised image, (1, C, H, W)."""
         channels = example_inputs(self.model).tensors[0].shape[1]
         if channels not in (1, 3):
             raise ValueError(f'{self.name} takes {channels} channels: latents, and no pictures')
-        picture = ImageOps.fit(read_photograph(path), size[::-1], Image.Resampling.BICUBIC)
+        picture = ImageOps.fit(picture, size[::-1], Image.Resampling.BICUBIC)
         if channels == 1:
             picture = picture.convert('L')
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(*size, channels)
@@ -117,7 +121,7 @@ def _config(path: str) -> Mapping[str, Any]:
         raise CheckpointError(f'{path} cannot be read: {error}') from error
 
 
-def _build(args: argparse.Namespace) -> _Subject:
+def _build(args: argparse.Namespace) -> Subject:
     config = _config(args.checkpoint) if args.checkpoint else {}
     made_for = config.get('architecture')
     if made_for and made_for.partition('.')[0] != args.name.partition('.')[0]:
@@ -130,10 +134,10 @@ def _build(args: argparse.Namespace) -> _Subject:
     cfg = {**(getattr(model, 'pretrained_cfg', None) or {}), **(config.get('pretrained_cfg') or {})}
     weights = 'published weights' if args.pretrained else (
         f'weights {Path(args.checkpoint).name}' if args.checkpoint else 'random weights')
-    return _Subject(model.to(args.device), args.name, weights, cfg.get('mean', (0.5,) * 3), cfg.get('std', (0.5,) * 3))
+    return Subject(model.to(args.device), args.name, weights, cfg.get('mean', (0.5,) * 3), cfg.get('std', (0.5,) * 3))
 
 
-def _receptive_field(args: argparse.Namespace, subject: _Subject) -> tuple[Image.Image, dict[str, Any]]:
+def _receptive_field(args: argparse.Namespace, subject: Subject) -> tuple[Image.Image, dict[str, Any]]:
     size = args.size or subject.size()
     loaded = [subject.load(path, size) for path in args.images]
     images = torch.cat([image for _, image in loaded]) if loaded else example_inputs(
@@ -149,9 +153,9 @@ def _receptive_field(args: argparse.Namespace, subject: _Subject) -> tuple[Image
                      'sides': {f'{share:g}': side for share, side in field.sides().items()}}
 
 
-def _routes(args: argparse.Namespace, subject: _Subject) -> tuple[Image.Image, dict[str, Any]]:
-    size = args.size or _legible_size(subject)
-    image = subject.load(args.images[0], size)[1] if args.images else None
+def _routes(args: argparse.Namespace, subject: Subject) -> tuple[Image.Image, dict[str, Any]]:
+    size = args.size or legible_size(subject)
+    picture, image = subject.load(args.images[0], size) if args.images else (None, None)
     found = scan_routes(subject.model, size, image)
     if args.block is None:
         different: dict[Any, BlockRoutes] = {}
@@ -162,10 +166,10 @@ def _routes(args: argparse.Namespace, subject: _Subject) -> tuple[Image.Image, d
         shown = [_choose(found, args.block)]
     blocks = [{'block': routes.block, 'op': routes.op, 'map': list(routes.size), 'note': routes.note,
                'routes': [{'label': route.label, 'kind': route.kind} for route in routes.routes]} for routes in found]
-    return draw_routes(shown, f'Scan routes of {subject.name}'), {'size': list(size), 'blocks': blocks}
+    return draw_routes(shown, f'Scan routes of {subject.name}', picture), {'size': list(size), 'blocks': blocks}
 
 
-def _legible_size(subject: _Subject) -> tuple[int, int]:
+def legible_size(subject: Subject) -> tuple[int, int]:
     """Return the size of an image whose first map has about 8 x 8 pixels, or the model's own if it takes no other."""
     size = subject.size()
     model = subject.model
@@ -193,7 +197,7 @@ def _choose(found: Sequence[BlockRoutes], block: int | str) -> BlockRoutes:
     return found[index]
 
 
-def _attention(args: argparse.Namespace, subject: _Subject) -> tuple[Image.Image, dict[str, Any]]:
+def _attention(args: argparse.Namespace, subject: Subject) -> tuple[Image.Image, dict[str, Any]]:
     size = args.size or subject.size()
     picture, image = subject.load(args.images[0], size)
     block = 0 if args.block is None else args.block
