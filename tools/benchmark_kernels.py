@@ -7,23 +7,18 @@ states, a Python loop over positions (over anti-diagonals of a map), and the bac
 """
 import argparse
 import dataclasses
-import datetime
 import functools
 import json
 import logging
-import os
-import platform
-import re
 import resource
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 try:
+    from visionssm.analysis.timing import alternate, describe_machine
     from visionssm_kernels import nc_ssd, selective_scan, ssd, use_backend, wavefront_scan_2d
     from visionssm_kernels._dispatch import BACKENDS
     from visionssm_kernels._native import native_why_not
@@ -187,17 +182,6 @@ def make_inputs(op: Op, shape: tuple[int, ...], device: torch.device) -> Inputs:
     return {name: rates.clone() if name[0] == 'A' and x.ndim == 2 else x for name, x in inputs.items()}
 
 
-def timed(run: Callable[[], list[torch.Tensor]], device: torch.device) -> float:
-    """Returns the milliseconds of one run."""
-    if device.type != 'cpu':
-        torch.accelerator.synchronize()
-    start = time.perf_counter()
-    run()
-    if device.type != 'cpu':
-        torch.accelerator.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
 def measure(
         op: Op,
         shape: tuple[int, ...],
@@ -208,50 +192,29 @@ def measure(
 ) -> list[dict]:
     """Times all contestants on one case.
 
-    Every round runs each contestant, ours several times, one after the other, so that what else the machine does
-    falls on all alike; the ratio is the median of the ratios within a round. The least time of all runs is kept too:
-    on a shared machine it is the one that nobody disturbed.
+    Every round runs each contestant, ours several times, one after the other (`visionssm.analysis.timing`); the run
+    that is compared with the reference is the warm-up.
     """
     inputs = make_inputs(op, shape, device)
     runs = {name: functools.partial(PASSES[stage], contestant(op, name), inputs) for name in names}
     reference = PASSES[stage](contestant(op, 'reference'), {name: x.double() for name, x in inputs.items()})
-    times: dict[str, list[float]] = {}
-    least: dict[str, float] = {}
-    errors = {}
+    errors, repeats = {}, {}
     for name, run in runs.items():
         errors[name] = max(relative_rms(a, b) for a, b in zip(run(), reference))
         if errors[name] <= BOUNDS[stage]:
-            times[name] = []
+            repeats[name] = 1 if name == 'plain' else 5
         else:
             _logger.error('%s %s %s: relative RMS %.2g: not timed', name, stage, shape, errors[name])
-    for _ in range(rounds):
-        for name in times:
-            repeats = 1 if name == 'plain' else 5
-            samples = [timed(runs[name], device) for _ in range(repeats)]
-            times[name].append(statistics.median(samples))
-            least[name] = min(least.get(name, samples[0]), *samples)
+    times = alternate({name: runs[name] for name in repeats}, device, rounds, warmup=0, repeats=repeats)
     rows = []
-    for name, samples in times.items():
-        ratios = [plain / own for plain, own in zip(times.get('plain', []), samples)]
-        rows.append({'shape': shape, 'pass': stage, 'backend': name, 'ms': statistics.median(samples),
-                     'ratio': statistics.median(ratios) if ratios else None, 'least ms': least[name],
-                     'least ratio': least['plain'] / least[name] if ratios else None, 'error': errors[name],
-                     'samples': samples})
+    for name, timing in times.items():
+        plain = times.get('plain')
+        rows.append({'shape': shape, 'pass': stage, 'backend': name, 'ms': timing.median,
+                     'ratio': plain.speed_of(timing)[0] if plain else None, 'least ms': timing.least,
+                     'least ratio': plain.least / timing.least if plain else None, 'error': errors[name],
+                     'samples': list(timing.rounds)})
         _logger.info('%s %s %s: %.2f ms', shape, stage, name, rows[-1]['ms'])
     return rows
-
-
-def environment(device: torch.device, threads: int) -> dict:
-    """Describes what the numbers depend on."""
-    if device.type == 'cpu':
-        described = Path('/proc/cpuinfo').read_text() if sys.platform == 'linux' else ''
-        name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
-    else:
-        name = torch.get_device_module(device).get_device_name(device)
-    return {'date': datetime.date.today().isoformat(), 'device': f'{device.type} {name}'.strip(),
-            'threads': threads, 'python': platform.python_version(), 'torch': torch.__version__,
-            'load average': round(os.getloadavg()[0], 1),
-            'peak memory MB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
 def markdown(rows: list[dict], about: dict, axes: str) -> str:
@@ -293,7 +256,8 @@ def main() -> None:
             parser.error(f'--shape of {args.op} takes {op.axes}, got {shape}')
         for stage in args.passes:
             rows += measure(op, tuple(shape), stage, names, args.rounds, args.device)
-    about = {'op': args.op, **environment(args.device, args.threads)}
+    about = {'op': args.op, **describe_machine(args.device),
+             'peak memory MB': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
     table = markdown(rows, about, op.axes)
     print(table)
     for path, text in ((args.json, json.dumps({'environment': about, 'rows': rows}, indent=1)), (args.markdown, table)):

@@ -26,7 +26,11 @@ class Entry(NamedTuple):
 
 
 COMMANDS = {
+    'list': Entry('commands.list:show_list', 'list the models and their weights'),
+    'info': Entry('commands.info:info', 'show what is known about a model: sizes, numbers, weights, licence, citation'),
+    'bench': Entry('commands.bench:bench', 'time models side by side'),
     'download': Entry('commands.download:download', 'fetch, check and list official weights'),
+    'convert': Entry('commands.convert:convert', "bring weights from their authors' layout into ours, and back"),
     'train': Entry('openmmlab.cli:train', 'train a model as a config says', 'mm'),
     'test': Entry('openmmlab.evaluate:evaluate', 'evaluate a model', 'mm'),
     'predict': Entry('openmmlab.predict:predict', 'say what images show, or restore them', 'mm'),
@@ -37,6 +41,7 @@ COMMANDS = {
     'export': Entry('export.tool:export', 'write a model as ONNX, as an archive of torch.export, or as weights',
                     'export'),
     'visualize': Entry('analysis.tool:visualize', 'draw what a model sees, its scan routes, and what its scans carry'),
+    'demo': Entry('demo.tool:demo', 'show a page in the browser to try models with pictures', 'demo'),
 }
 
 

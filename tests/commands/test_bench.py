@@ -1,0 +1,83 @@
+"""`visionssm bench` and the timing behind it: what is run, how often, and what is said about it. No time is tested."""
+import sys
+
+import pytest
+import torch
+
+from visionssm.analysis.timing import Timing, alternate, describe_machine, peak_memory
+from visionssm.commands.bench import Case, build_run, compare_models
+
+CPU = torch.device('cpu')
+
+
+def test_contestants_run_in_alternation_after_the_warmup():
+    order: list[str] = []
+    times = alternate({'a': lambda: order.append('a'), 'b': lambda: order.append('b')}, CPU, 2, 1, {'a': 1, 'b': 2})
+    assert ''.join(order) == 'ab' 'abb' 'abb'
+    assert len(times['a'].rounds) == 2 and 0 <= times['b'].least <= times['b'].median
+    with pytest.raises(ValueError, match='rounds is 0'):
+        alternate({'a': int}, CPU, 0)
+
+
+def test_speeds_are_medians_of_ratios_within_rounds():
+    # the machine is slower in the second half, for both
+    first, other = Timing([10, 10, 30, 30, 30], 10), Timing([5, 5, 15, 10, 15], 5)
+    assert first.median == 30 and first.speed_of(other) == (2, 2, 2)
+    assert Timing([8], 8).speed_of(Timing([2], 2)) == (4, 4, 4)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
+def test_the_peak_of_memory_counts_what_is_freed_again():
+    def work() -> None:
+        first = torch.ones(4_000_000)
+        del first
+        torch.ones(8_000_000)
+
+    assert 30e6 < peak_memory(work, CPU) < 60e6
+
+
+def test_a_machine_is_described():
+    about = describe_machine(CPU)
+    assert about['torch'] == torch.__version__ and about['threads'] == torch.get_num_threads()
+
+
+@pytest.mark.parametrize('case', [Case('vmamba_pico', 2, 64), Case('vim_pico', dtype='bfloat16'),
+                                  Case('mamba_yolo_pico', train=True), Case('dis_pico'), Case('mhs_vm_unet_pico'),
+                                  Case('test_vit', size=64)], ids=lambda case: case.model)
+def test_models_of_every_task_and_of_timm_run(case):
+    run, side = build_run(case)
+    run()
+    assert side == case.size or case.size is None
+
+
+def test_rows_say_what_was_measured():
+    first, second = compare_models([Case('vmamba_pico', 2, 32), Case('vssd_pico', 2, 32)], 3, 0, progress=False)
+    assert (first['model'], first['batch_size'], first['size'], first['speed']) == ('vmamba_pico', 2, 32, 1)
+    assert len(second['rounds_ms']) == 3 and second['peak_memory'] is None
+    assert second['images_per_s'] == pytest.approx(2000 / second['ms'])
+    low, high = second['speed_quartiles']
+    assert low <= second['speed'] <= high
+
+
+def test_json_holds_all_combinations_alone_on_standard_output(run):
+    threads = torch.get_num_threads()
+    done = run('bench', 'vmamba_pico', '--batch-size', 1, 2, '--size', 32, 64, '--rounds', 1, '--warmup', 0,
+               '--threads', 1, '--json')
+    assert done.code == 0 and done.json['environment']['threads'] == 1 and torch.get_num_threads() == threads
+    assert [(row['size'], row['batch_size']) for row in done.json['results']] == [(32, 1), (32, 2), (64, 1), (64, 2)]
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
+def test_memory_on_a_cpu_is_measured_in_a_process_of_its_own(run):
+    done = run('bench', 'vmamba_pico', '--batch-size', 16, '--rounds', 1, '--warmup', 0, '--memory')
+    *_, peak = done.out.splitlines()[-1].split()
+    assert done.code == 0 and 5 < int(peak) < 500
+
+
+def test_what_cannot_be_measured_ends_in_one_line(run):
+    for arguments, text in ((('vmamba_pcio',), "Did you mean 'vmamba_pico'"),
+                            (('mamba_yolo_pico', '--size', 65), 'mamba_yolo_pico does not run with inputs of'),
+                            (('vmamba_pico', '--device', 'nonsense'), 'nonsense')):
+        done = run('bench', *arguments)
+        assert done.code == 1 and done.out == '' and text in done.err and done.err.startswith('error: ')
+    assert run('bench', 'vmamba_pico', '--rounds', 0).code == 2

@@ -1,0 +1,148 @@
+"""Time and memory of runs, measured so that what else a machine does falls on all contestants alike."""
+
+import dataclasses
+import datetime
+import os
+import platform
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ['Timing', 'alternate', 'describe_machine', 'peak_memory', 'timed']
+
+Run = Callable[[], Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Times of one contestant.
+
+    Attributes:
+        rounds: Milliseconds in each round, the median of its runs.
+        least: Milliseconds of the fastest run: on a shared machine the one that nobody disturbed.
+    """
+
+    rounds: Sequence[float]
+    least: float
+
+    @property
+    def median(self) -> float:
+        """Milliseconds, the median over the rounds."""
+        return statistics.median(self.rounds)
+
+    def speed_of(self, other: 'Timing') -> tuple[float, float, float]:
+        """Return how many times as fast another contestant is: median, lower and upper quartile over the rounds.
+
+        Both ran in each round one after the other, so ratios within a round vary less than times do.
+        """
+        ratios = [own / others for own, others in zip(self.rounds, other.rounds, strict=True)]
+        if len(ratios) < 2:
+            return ratios[0], ratios[0], ratios[0]
+        low, middle, high = statistics.quantiles(ratios, n=4, method='inclusive')
+        return middle, low, high
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != 'cpu':
+        torch.accelerator.synchronize(device)
+
+
+def timed(run: Run, device: torch.device) -> float:
+    """Return the milliseconds of one run, the work on an accelerator included."""
+    _wait(device)
+    start = time.perf_counter()
+    run()
+    _wait(device)
+    return 1e3 * (time.perf_counter() - start)
+
+
+def alternate(
+        runs: Mapping[str, Run],
+        device: torch.device,
+        rounds: int = 10,
+        warmup: int = 1,
+        repeats: Mapping[str, int] | int = 1,
+        on_run: Run = lambda: None,
+) -> dict[str, Timing]:
+    """Time contestants in alternation: every round runs each of them, one after the other.
+
+    Args:
+        runs: Name of a contestant to what it does.
+        device: Where it does that.
+        rounds: How many rounds.
+        warmup: Runs of each contestant before, which do not count.
+        repeats: Runs of a contestant in a round, one number for all or by name.
+        on_run: Called after each run, for a progress bar.
+
+    Returns:
+        Name to times, in the order given.
+    """
+    if rounds < 1 or warmup < 0:
+        raise ValueError(f'rounds is {rounds} and warmup {warmup}; needed are at least 1 and 0')
+    for run in runs.values():
+        for _ in range(warmup):
+            timed(run, device)
+            on_run()
+    medians: dict[str, list[float]] = {name: [] for name in runs}
+    least = dict.fromkeys(runs, float('inf'))
+    for _ in range(rounds):
+        for name, run in runs.items():
+            samples = []
+            for _ in range(repeats if isinstance(repeats, int) else repeats[name]):
+                samples.append(timed(run, device))
+                on_run()
+            medians[name].append(statistics.median(samples))
+            least[name] = min(least[name], *samples)
+    return {name: Timing(medians[name], least[name]) for name in runs}
+
+
+def _resident(field: str) -> int:
+    found = re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)
+    if found is None:
+        raise OSError(f'/proc/self/status has no {field}')
+    return int(found[1]) * 1024
+
+
+def peak_memory(run: Run, device: torch.device) -> int | None:
+    """Return the bytes that a run takes at its peak.
+
+    On an accelerator these are all bytes that tensors hold at the peak, weights included. On a CPU it is the growth of
+    the process's resident memory, which is told right only by the first run of a process, as later ones use memory
+    again that earlier ones gave back; the system must be Linux.
+
+    Returns:
+        The bytes; None where they cannot be measured.
+    """
+    if device.type != 'cpu':
+        module = torch.get_device_module(device)
+        if not hasattr(module, 'max_memory_allocated'):
+            return None
+        module.reset_peak_memory_stats(device)
+        timed(run, device)
+        return module.max_memory_allocated(device)
+    try:
+        Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
+        before = _resident('VmRSS')
+        run()
+        return max(_resident('VmHWM') - before, 0)
+    except OSError:
+        return None
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return what numbers depend on: day, device, threads, versions and the load of the machine."""
+    if device.type == 'cpu':
+        described = Path('/proc/cpuinfo').read_text() if sys.platform == 'linux' else ''
+        name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
+    else:
+        name = torch.get_device_module(device).get_device_name(device)
+    load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
+    return {'date': datetime.date.today().isoformat(), 'device': f'{device.type} {name}'.strip(),
+            'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': torch.__version__,
+            'load average': load}

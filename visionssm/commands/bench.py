@@ -1,0 +1,233 @@
+"""`visionssm bench`: how fast models are, side by side, and how much memory they take."""
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
+
+from .._factory import create_model
+from ..analysis.timing import Timing, alternate, describe_machine, peak_memory
+from ..export.inputs import example_inputs
+from ..utils.command import Command
+from .list import write_table
+
+__all__ = ['Case', 'bench', 'build_run', 'compare_models', 'measure_memory']
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is measured of a model.
+
+    Attributes:
+        model: Name of a model of this package or of timm.
+        batch_size: Images at a time.
+        size: Height and width; None for the model's own.
+        train: Forward and backward in training mode, instead of forward alone in evaluation mode.
+        dtype: 'float32', or the type of autocast.
+        device: Where.
+        compiled: By `torch.compile`.
+    """
+
+    model: str
+    batch_size: int = 1
+    size: int | None = None
+    train: bool = False
+    dtype: str = 'float32'
+    device: str = 'cpu'
+    compiled: bool = False
+
+
+def _build(case: Case) -> nn.Module:
+    options: dict[str, Any] = {}
+    cfg = timm.get_pretrained_cfg(case.model) if timm.is_model(case.model.partition('.')[0]) else None
+    if case.size is not None and (cfg is None and case.model.startswith('dis_')
+                                  or cfg is not None and cfg.fixed_input_size):
+        options['img_size'] = case.size  # part of these models: tables of positions
+    torch.manual_seed(0)
+    return create_model(case.model, **options).to(case.device).train(case.train)
+
+
+def _make_run(case: Case) -> tuple[Callable[[], None], tuple[int, ...]]:
+    """Return what is to be measured, and the shape of its pictures; nothing has run yet."""
+    model = _build(case)
+    inputs = [tensor.to(case.device) for tensor in example_inputs(model, case.size, case.batch_size).tensors]
+    called = torch.compile(model) if case.compiled else model
+    dtype = getattr(torch, case.dtype)
+
+    def forward() -> Any:
+        with torch.autocast(torch.device(case.device).type, dtype=dtype, enabled=dtype != torch.float32):
+            return called(*inputs)
+
+    def run() -> None:
+        if not case.train:
+            with torch.inference_mode():
+                forward()
+            return
+        sum(out.float().square().mean() for out in tree_leaves(forward()) if torch.is_tensor(out)).backward()
+        model.zero_grad(set_to_none=True)
+
+    return run, tuple(inputs[0].shape)
+
+
+def build_run(case: Case) -> tuple[Callable[[], None], int]:
+    """Build a model with initial weights, and what is to be timed.
+
+    Args:
+        case: What is measured.
+
+    Returns:
+        A function that runs the model once, and the side of its images in pixels.
+
+    Raises:
+        ValueError: There is no such model, or it does not take images of this size.
+    """
+    run, shape = _make_run(case)
+    try:
+        run()
+    except (AssertionError, ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(f'{case.model} does not run with inputs of {shape}: {error}') from error
+    return run, shape[-1]
+
+
+def _first_run(case: Case, threads: int) -> int | None:
+    """Measure in a new process; what PyTorch itself takes at its first use is no part of the model."""
+    torch.set_num_threads(threads)
+    x = nn.Conv2d(3, 3, 3)(torch.zeros(1, 3, 8, 8)).flatten(1)
+    (x @ x.T).sum().backward()
+    return peak_memory(_make_run(case)[0], torch.device('cpu'))
+
+
+def measure_memory(case: Case) -> int | None:
+    """Return the bytes that a run takes at its peak; on a CPU beyond the weights, in a process of its own.
+
+    Args:
+        case: What is measured.
+
+    Returns:
+        The bytes; None where they cannot be measured.
+    """
+    device = torch.device(case.device)
+    if device.type != 'cpu':
+        return peak_memory(build_run(case)[0], device)
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
+        return pool.submit(_first_run, case, torch.get_num_threads()).result()
+
+
+def _row(case: Case, side: int, own: Timing, first: Timing) -> dict[str, Any]:
+    speed, low, high = first.speed_of(own)
+    return {**dataclasses.asdict(case), 'size': side, 'ms': own.median, 'least_ms': own.least,
+            'images_per_s': 1e3 * case.batch_size / own.median, 'speed': speed, 'speed_quartiles': [low, high],
+            'rounds_ms': list(own.rounds)}
+
+
+def compare_models(
+        cases: Sequence[Case],
+        rounds: int = 10,
+        warmup: int = 2,
+        memory: bool = False,
+        progress: bool = True,
+) -> list[dict[str, Any]]:
+    """Time models in alternation in this process.
+
+    Args:
+        cases: One a model, on one device.
+        rounds: How often each runs.
+        warmup: Runs of each before, which do not count.
+        memory: Measure their memory too.
+        progress: Show a bar.
+
+    Returns:
+        One row a case: its fields, `ms` (median), `least_ms`, `images_per_s`, `speed` (how many times as fast as the
+        first, median of the ratios within rounds) with `speed_quartiles`, `rounds_ms`, and `peak_memory` in bytes.
+    """
+    built = [build_run(case) for case in cases]
+    runs = {str(number): run for number, (run, _) in enumerate(built)}
+    with tqdm(total=len(cases) * (rounds + warmup), unit='run', leave=False, disable=None if progress else True) as bar:
+        times = list(alternate(runs, torch.device(cases[0].device), rounds, warmup, on_run=bar.update).values())
+    rows = [_row(case, side, own, times[0]) for case, (_, side), own in zip(cases, built, times, strict=True)]
+    del built, runs  # memory on an accelerator is that of one model
+    for case, row in zip(cases, rows, strict=True):
+        row['peak_memory'] = measure_memory(case) if memory else None
+    return rows
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('names', nargs='+', metavar='NAME', help='models of this package or of timm; speeds are '
+                                                                 'relative to the first one')
+    parser.add_argument('--batch-size', type=int, nargs='+', default=[1], metavar='N', help='images at a time '
+                                                                                            '(default: 1)')
+    parser.add_argument('--size', type=int, nargs='+', metavar='PIXELS', help="side of the images (default: each "
+                                                                              "model's own)")
+    parser.add_argument('--train', action='store_true', help='forward and backward, instead of forward alone')
+    parser.add_argument('--dtype', choices=DTYPES, default='float32', help='of autocast')
+    parser.add_argument('--device', default='cpu', help='where to compute (default: cpu)')
+    parser.add_argument('--threads', type=int, metavar='N', help="threads on a CPU (default: PyTorch's)")
+    parser.add_argument('--compile', action='store_true', help='run what torch.compile makes of the models')
+    parser.add_argument('--rounds', type=int, default=10, metavar='N', help='timed runs of each model (default: 10)')
+    parser.add_argument('--warmup', type=int, default=2, metavar='N', help='runs before (default: 2)')
+    parser.add_argument('--memory', action='store_true', help='measure the peak of memory too; on a CPU (Linux) in a '
+                                                              'new process for each model')
+    parser.add_argument('--json', action='store_true', help='write JSON, with all times')
+
+
+def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    least = {'--batch-size': min(args.batch_size), '--size': min(args.size or [1]), '--rounds': args.rounds,
+             '--threads': 1 if args.threads is None else args.threads}
+    for option, value in least.items():
+        if value < 1:
+            parser.error(f'{option} must be 1 or more, got {value}')
+    if args.warmup < 0:
+        parser.error(f'--warmup must be 0 or more, got {args.warmup}')
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    rows = []
+    with _threads(args.threads):
+        about = describe_machine(torch.device(args.device))
+        for size in args.size or [None]:
+            for batch_size in args.batch_size:
+                cases = [Case(name, batch_size, size, args.train, args.dtype, args.device, args.compile)
+                         for name in args.names]
+                rows += compare_models(cases, args.rounds, args.warmup, args.memory)
+    if args.json:
+        sys.stdout.write(json.dumps({'environment': about, 'results': rows}, indent=1) + '\n')
+        return 0
+    sys.stdout.write(', '.join(f'{key} {value}' for key, value in about.items()) + '\n\n')
+    table = [('model', 'batch', 'size', 'ms', 'images/s', 'speed', '(quartiles)', 'peak MB')]
+    for row in rows:
+        low, high = row['speed_quartiles']
+        memory = f'{row["peak_memory"] / 1e6:.0f}' if row['peak_memory'] is not None else ''
+        table.append((row['model'], str(row['batch_size']), str(row['size']), f'{row["ms"]:.2f}',
+                      f'{row["images_per_s"]:.1f}', f'{row["speed"]:.2f}', f'({low:.2f} to {high:.2f})', memory))
+    write_table(table if args.memory else [line[:-1] for line in table])
+    return 0
+
+
+# a device that cannot be used or runs out of memory raises a RuntimeError
+bench = Command('Time models side by side: median latency, images per second, and how many times as fast as the first '
+                'one each is. Weights are initial ones.', _add_options, _bench, _check_options,
+                (OSError, ValueError, ImportError, RuntimeError))
