@@ -1,6 +1,7 @@
 # make demo   train a small Vim on Fashion-MNIST here and look at it (first run installs everything)
-# make test   lint, types, tests, Triton kernels in the interpreter, timm's own model tests
+# make test   lint, types, tests, Triton kernels in the interpreter, timm's own model tests, the documentation
 # make fast   the quick part of the tests
+# make docs   the documentation's site, into build/docs
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,13 +9,13 @@ JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SOURCES := setup.cfg setup.py constraints.txt $(wildcard kernels/csrc/*)
 
-.PHONY: demo test fast lint types unit interp conformance clean
+.PHONY: demo test fast lint types unit interp conformance docs clean
 
 demo: $(VENV)/.demo-ready
 	$(BIN)/python tools/train.py configs/classification/vim-pico_fashion-mnist.py --work-dir work_dirs/demo
 
 test: $(VENV)/.test-ready
-	$(MAKE) lint types unit interp conformance
+	$(MAKE) lint types docs unit interp conformance
 
 fast: $(VENV)/.test-ready
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not gpu'
@@ -34,6 +35,9 @@ interp: $(VENV)/.test-ready
 conformance: $(VENV)/.test-ready
 	$(BIN)/python tests/timm_conformance/run.py -n $(JOBS)
 
+docs: $(VENV)/.test-ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip
@@ -43,7 +47,7 @@ $(VENV)/.demo-ready: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,docs,dev]'
 	# a package that needs mamba_ssm, for the test that it runs here without; its exact pins would replace ours
 	$(PIP) install --quiet --no-deps mambavision==1.2.0 einops==0.8.2
 	touch $@ $(VENV)/.demo-ready
