@@ -7,6 +7,7 @@ dictionaries and need no yacs, and scalars of numpy, which become plain numbers.
 """
 
 import argparse
+import io
 import os
 import pickle
 import re
@@ -14,8 +15,8 @@ import struct
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from visionssm.utils.suggest import list_names
 from .archive import check_archive
 from .errors import CheckpointError
 
-__all__ = ['CheckpointError', 'check_fit', 'load_state_dict', 'read_checkpoint', 'safe_settings', 'save_safetensors',
-           'unwrap']
+__all__ = ['CheckpointError', 'check_fit', 'compare_shapes', 'find_differences', 'load_state_dict', 'named_average',
+           'read_checkpoint', 'read_metadata', 'safe_settings', 'save_safetensors', 'save_torch', 'unwrap']
 
 _PLAIN_KEYS = ('state_dict', 'model', 'module', 'params', 'model_state_dict')
 # trainings of diffusion models keep under this name what their authors draw with
@@ -232,22 +233,49 @@ def save_safetensors(
     Raises:
         OSError: The disk is full or not writable; the target is left as it was and no temporary file remains.
     """
-    path = Path(path)
     tensors = {key: value.detach().to('cpu').contiguous().clone() for key, value in state_dict.items()}
+    with _replacing(Path(path)) as temporary:
+        try:
+            safetensors.torch.save_file(tensors, temporary, metadata={'format': 'pt', **(metadata or {})})
+        except safetensors.SafetensorError as error:
+            # The library reports a full disk through its own class; callers handle disks through OSError.
+            raise OSError(f'Could not write {str(path)!r}: {error}') from error
+    return Path(path)
+
+
+def save_torch(content: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Write what `torch.save` takes, like `save_safetensors`: the target is either the old file or the new one.
+
+    Args:
+        content: Tensors and plain values.
+        path: Target; missing parent folders are made.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        OSError: As `save_safetensors`.
+    """
+    # in memory first, because torch's own writer may abort the process when a disk is full
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    with _replacing(Path(path)) as temporary:
+        Path(temporary).write_bytes(buffer.getbuffer())
+    return Path(path)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[str]:
+    """Give a name to write to; what is there at the end takes the place of a file in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
     os.close(handle)
     try:
-        try:
-            safetensors.torch.save_file(tensors, temporary, metadata={'format': 'pt', **(metadata or {})})
-            _flush(temporary)
-        except safetensors.SafetensorError as error:
-            # The library reports a full disk through its own class; callers handle disks through OSError.
-            raise OSError(f'Could not write {str(path)!r}: {error}') from error
+        yield temporary
+        _flush(temporary)
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-    return path
 
 
 def _flush(path: str) -> None:
@@ -271,6 +299,25 @@ def _strip(key: str) -> str:
 def _read_safetensors(path: Path, device: str | torch.device) -> dict[str, torch.Tensor]:
     try:
         return safetensors.torch.load_file(path, device=str(device))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(_damaged(path, error)) from error
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, str]:
+    """Return what stands in the header of a safetensors file beside its tensors; nothing for a file of another kind.
+
+    Args:
+        path: The file.
+
+    Raises:
+        CheckpointError: The file cannot be read.
+    """
+    path = Path(path)
+    if path.suffix != '.safetensors':
+        return {}
+    try:
+        with safetensors.safe_open(path, 'pt') as file:
+            return dict(file.metadata() or {})
     except safetensors.SafetensorError as error:
         raise CheckpointError(_damaged(path, error)) from error
 

@@ -1,6 +1,7 @@
 """Which family, and which registered model, a state dict belongs to: told by its keys and shapes, without weights."""
 
 import inspect
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -27,11 +28,12 @@ from ._official import (
 )
 from ._tasks import task_models
 
-__all__ = ['Fit', 'Unfilled', 'Variant', 'find_variant', 'fit_families', 'fit_family', 'fit_ours']
+__all__ = ['Fit', 'Unfilled', 'Variant', 'find_rivals', 'find_variant', 'fit_families', 'fit_family', 'fit_ours']
 
 # what a foreign state dict makes of the readers of a family
 _FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
-# arguments that a registered model may be given and stay what it is
+# arguments that a registered model may be given and stay what it is; the last one only where shapes depend on it, as
+# the keys do not tell a size that is no multiple of the patches
 _FREE = ('in_chans', 'num_classes', 'img_size')
 _NEAREST = 3
 _LOCK = threading.RLock()
@@ -201,14 +203,28 @@ def find_variant(fit: Fit, name: str | None = None) -> Variant:
     ranked = sorted(gaps, key=lambda own: (len(gaps[own]), len(own), own)) if name is None else [name]
     if fit.inferred:
         # keys and shapes tell no more than a registered model of these shapes knows, and round what it has
-        for own in ranked[:_NEAREST]:
-            variant = _build(candidates, own, {key: wanted[key] for key in _FREE if key in gaps[own]}, fit, known)
+        for own, free in itertools.product(ranked[:_NEAREST], (_FREE[:-1], _FREE)):
+            variant = _build(candidates, own, {key: wanted[key] for key in free if key in gaps[own]}, fit, known)
             if variant is not None:
                 return variant
     variant = _build(candidates, ranked[0], gaps[ranked[0]], fit, known)
     if variant is None:
         raise CheckpointError(f'The weights are no {ranked[0]}, whatever its arguments are')
     return variant
+
+
+def find_rivals(variant: Variant, fit: Fit) -> tuple[str, ...]:
+    """Return the other registered models that have the same keys and shapes and compute something else.
+
+    Args:
+        variant: What `find_variant` returned.
+        fit: The fit that it was found for.
+    """
+    trunk = type(fit.model.get_submodule('backbone') if fit.dense else fit.model)
+    candidates = _registered(trunk)
+    known = {own: _arguments(trunk, partial(entry, **variant.arguments)) for own, entry in candidates.items()}
+    return tuple(own for own in candidates if _differences(known[own], known[variant.name])
+                 and _build(candidates, own, variant.arguments, fit, known) is not None)
 
 
 def _build(

@@ -5,7 +5,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from numbers import Real
@@ -22,7 +21,6 @@ from mmengine.logging import HistoryBuffer, print_log
 from mmengine.model import is_model_wrapper
 from mmengine.runner import CheckpointLoader, Runner
 from mmengine.utils import apply_to
-from timm.models._hub import save_config_for_hf
 
 from .._factory import create_model
 from ..checkpoints import (
@@ -37,6 +35,7 @@ from ..checkpoints import (
 )
 from ..checkpoints.training import mmengine_values
 from ..models._builder import load_official_keys
+from ..models._describe import timm_config
 from ..registry import HOOKS
 from ..utils.suggest import list_names
 from .scopes import EXTRAS
@@ -369,13 +368,7 @@ def export_best(classifier: nn.Module, state: Mapping[str, torch.Tensor], folder
     if classifier.evaluated_size is not None:
         # most models have no size of their own, and their scores are those at this one
         data_config['input_size'] = classifier.evaluated_size
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / 'config.json'
-        model_config = {'label_names': list(classes)} if len(classes) == net.num_classes else {}
-        # weights come from the file itself, so no path of this machine belongs into the arguments
-        save_config_for_hf(net, str(path), model_config=model_config, data_config=data_config)
-        config = json.loads(path.read_text())
+    config = timm_config(net, classes, data_config)
     state = {key.removeprefix('model.'): value for key, value in state.items() if key.startswith('model.')}
     metadata = {'config': json.dumps(config), 'notes': json.dumps(dict(notes or {}))}
     target = save_safetensors(state, folder / 'model.safetensors', metadata)

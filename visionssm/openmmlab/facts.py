@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import timm
 import torch
 from mmengine.config import Config
@@ -14,6 +13,7 @@ from timm.data import resolve_data_config
 import visionssm
 
 from ..checkpoints import CheckpointError, load_state_dict
+from ..checkpoints.load import read_metadata
 from ..models._detect import Unfilled, find_variant, fit_families, fit_ours
 from ..utils.suggest import nearest
 from .checkpoint import (
@@ -125,12 +125,7 @@ def _read_description(path: str) -> dict[str, Any]:
 
 def _safetensors_config(path: str) -> dict[str, Any]:
     """The config in a file's metadata, or in `config.json` beside it, or nothing."""
-    try:
-        with safetensors.safe_open(path, framework='pt') as file:
-            metadata = file.metadata() or {}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f'{path} cannot be read: {error}') from error
-    config = json.loads(metadata.get('config', '{}'))
+    config = json.loads(read_metadata(path).get('config', '{}'))
     if not config and Path(path).with_name('config.json').is_file():
         config = json.loads(Path(path).with_name('config.json').read_text())
     return config
