@@ -45,6 +45,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 
@@ -141,8 +142,13 @@ def requested_backend() -> str:
     return _forced.get() or _check_name(os.environ.get(ENV_BACKEND) or 'auto', ENV_BACKEND)
 
 
+def preferred_backends(device_type: str) -> tuple[str, ...]:
+    """Returns the backends that 'auto' tries on a device type, the fastest first."""
+    return _ORDER.get(device_type, _DEFAULT_ORDER)
+
+
 def _candidates(name: str, device_type: str) -> tuple[str, ...]:
-    order = _ORDER.get(device_type, _DEFAULT_ORDER)
+    order = preferred_backends(device_type)
     if name == 'auto':
         return order
     if name == 'cpu':
@@ -190,25 +196,41 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
     raise RuntimeError(f'{op} has no backend for {device.type}: {"; ".join(refused)}')
 
 
-def backend_report() -> str:
-    """Returns a table of every op and backend: whether it can run on this machine, and why not.
+class BackendState(NamedTuple):
+    """What becomes of a backend of an op on a device type: 'chosen', 'can run', or 'cannot run', then with a reason."""
+    op: str
+    device: str
+    backend: str
+    state: str
+    reason: str = ''
 
-    Returns:
-        The table as text, one line for each (op, device type, backend).
-    """
+
+def backend_states() -> list[BackendState]:
+    """Returns the state of every backend of every op, on the CPU and on the accelerator that is there."""
     device_types = ['cpu']
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:
         device_types.append(accelerator.type)
-    rows = [('op', 'device', 'backend', 'state')]
+    states = []
     for op, backends in sorted(_registry.items()):
         for device_type in device_types:
             order = _candidates(requested_backend(), device_type)
             reasons = {name: backend.why_not(device_type) for name, backend in backends.items()}
             chosen = next((name for name in order if name in reasons and reasons[name] is None), None)
             for name, reason in reasons.items():
-                state = 'chosen' if name == chosen else 'can run' if reason is None else f'cannot run: {reason}'
-                rows.append((op, device_type, name, state))
+                state = 'chosen' if name == chosen else 'can run' if reason is None else 'cannot run'
+                states.append(BackendState(op, device_type, name, state, reason or ''))
+    return states
+
+
+def backend_report() -> str:
+    """Returns a table of every op and backend: whether it can run on this machine, and why not.
+
+    Returns:
+        The table as text, one line for each (op, device type, backend).
+    """
+    rows = [('op', 'device', 'backend', 'state'),
+            *((*found[:3], ': '.join(filter(None, found[3:]))) for found in backend_states())]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     return '\n'.join('  '.join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3]]) for row in rows)
 

@@ -56,3 +56,10 @@ def instruction_set() -> int:
     if name not in INSTRUCTION_SETS:
         raise ValueError(f'VISIONSSM_NATIVE_ISA got {name!r}; allowed: {", ".join(INSTRUCTION_SETS)}')
     return INSTRUCTION_SETS.index(name)
+
+
+def instruction_set_in_use() -> str:
+    """Returns the name of the instruction set that the kernels use on this processor; empty without the library."""
+    if native_why_not('cpu'):
+        return ''
+    return INSTRUCTION_SETS[min(instruction_set(), INSTRUCTION_SETS.index(native_library().visionssm_isa().decode()))]
