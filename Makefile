@@ -47,9 +47,11 @@ $(VENV)/.demo-ready: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,docs,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,demo,docs,dev]'
 	# a package that needs mamba_ssm, for the test that it runs here without; its exact pins would replace ours
 	$(PIP) install --quiet --no-deps mambavision==1.2.0 einops==0.8.2
+	# for the test of the page in a browser, which is skipped without one
+	command -v chromium > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null 2>&1 || true
 	touch $@ $(VENV)/.demo-ready
 
 clean:
