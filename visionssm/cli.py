@@ -29,6 +29,7 @@ COMMANDS = {
     'list': Entry('commands.list:show_list', 'list the models and their weights'),
     'info': Entry('commands.info:info', 'show what is known about a model: sizes, numbers, weights, licence, citation'),
     'doctor': Entry('commands.doctor:doctor', 'show what is installed, which kernels run, and whether they are right'),
+    'completion': Entry('commands.completion:completion', 'let a shell complete commands and names', 'completion'),
     'bench': Entry('commands.bench:bench', 'time models side by side'),
     'download': Entry('commands.download:download', 'fetch, check and list official weights'),
     'convert': Entry('commands.convert:convert', "bring weights from their authors' layout into ours, and back"),
