@@ -38,13 +38,13 @@ def colours(values: np.ndarray, points: Sequence[tuple[int, int, int]] = HEAT) -
     """Map numbers from 0 to 1 to colours.
 
     Args:
-        values: Any shape.
+        values: Any shape; rounded to 256 shades, which keeps files small.
         points: Colours at equal distances, between which lies a straight line.
 
     Returns:
         uint8, of that shape and 3.
     """
-    at = np.linspace(0, 1, len(points))
+    at, values = np.linspace(0, 1, len(points)), (values * 255).round() / 255
     channels = [np.interp(values, at, [point[channel] for point in points]) for channel in range(3)]
     return np.stack(channels, -1).round().astype(np.uint8)
 
@@ -289,7 +289,7 @@ def draw_routes(
         routes: The routes of a block, or of several with a map of the same size. One of about 8 x 8 is the most
             legible.
         title: What stands above.
-        picture: The image, drawn faintly below the routes; None for plain ground.
+        picture: The image in the shape of the map, drawn faintly below the routes; None for plain ground.
         side: Longer side of each panel in pixels, about; a single one is larger.
 
     Returns:
@@ -303,7 +303,11 @@ def draw_routes(
     several = sum(bool(block.routes) for block in blocks) > 1
     panels = [_Panel(_draw_route(route, side, picture), f'{route.label} ({block.block})' if several else route.label)
               for block, route in drawn] or [_Panel(Image.new('RGB', (side, 40), GROUND), 'no route over the map')]
-    note = [f'{block.block} ({block.op}), map of {block.size[0]} x {block.size[1]}. {block.note}' for block in blocks]
+    note = [f'{block.block} ({block.op}), map of {block.size[0]} x {block.size[1]}.' for block in blocks]
+    for text in dict.fromkeys(block.note for block in blocks):
+        # behind the last block that it holds for
+        last = max(i for i, block in enumerate(blocks) if block.note == text)
+        note[last] = f'{note[last]} {text}'
     return _sheet(title, panels, 3 if len(panels) == 3 else 4, note)
 
 

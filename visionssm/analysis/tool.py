@@ -80,6 +80,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                                                                            'the last one)')
     parser.add_argument('--noise', type=int, default=8, metavar='N', help='erf without IMAGE: images of noise '
                                                                           '(default: 8)')
+    parser.add_argument('--side', type=int, metavar='PIXELS', help='longer side of a panel of the picture, about')
     parser.add_argument('--seed', type=int, default=0, help='of random weights (default: 0)')
     parser.add_argument('--device', default='cpu', help='where to compute (default: cpu)')
     parser.add_argument('--json', action='store_true', help='print the result as JSON')
@@ -101,6 +102,9 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             parser.error(f'--{option} goes with {" and ".join(kinds)}, not with {args.kind}')
     if args.noise < 1:
         parser.error(f'--noise is {args.noise}; at least 1 is needed')
+    if args.side is not None and args.side < 64:
+        parser.error(f'--side is {args.side}; at least 64 is needed')
+    args.drawing = {} if args.side is None else {'side': args.side}
     args.out = Path(args.out or f'{args.name}_{args.kind}.png')
     if args.out.suffix.lower() != '.png':
         parser.error(f'--out {args.out}: the file must end in .png')
@@ -147,7 +151,7 @@ def _receptive_field(args: argparse.Namespace, subject: Subject) -> tuple[Image.
         progress=lambda steps: tqdm(steps, 'images', disable=None if len(images) > 1 else True))
     kind = '' if loaded else ', noise'
     picture = draw_receptive_field(field, f'Effective receptive field of {subject.name}, {subject.weights}{kind}',
-                                   loaded[0][0] if len(loaded) == 1 else None)
+                                   loaded[0][0] if len(loaded) == 1 else None, **args.drawing)
     return picture, {'size': list(size), 'feature_size': list(field.feature_size), 'images': field.images,
                      'centre': list(field.centre),
                      'sides': {f'{share:g}': side for share, side in field.sides().items()}}
@@ -155,7 +159,12 @@ def _receptive_field(args: argparse.Namespace, subject: Subject) -> tuple[Image.
 
 def _routes(args: argparse.Namespace, subject: Subject) -> tuple[Image.Image, dict[str, Any]]:
     size = args.size or legible_size(subject)
-    picture, image = subject.load(args.images[0], size) if args.images else (None, None)
+    picture, image = None, None
+    if args.images:
+        photograph = read_photograph(args.images[0])
+        image = subject.fit(photograph, size)[1]
+        # a map of few pixels is drawn large
+        picture = ImageOps.fit(photograph, (8 * size[1], 8 * size[0]), Image.Resampling.BICUBIC)
     found = scan_routes(subject.model, size, image)
     if args.block is None:
         different: dict[Any, BlockRoutes] = {}
@@ -166,7 +175,8 @@ def _routes(args: argparse.Namespace, subject: Subject) -> tuple[Image.Image, di
         shown = [_choose(found, args.block)]
     blocks = [{'block': routes.block, 'op': routes.op, 'map': list(routes.size), 'note': routes.note,
                'routes': [{'label': route.label, 'kind': route.kind} for route in routes.routes]} for routes in found]
-    return draw_routes(shown, f'Scan routes of {subject.name}', picture), {'size': list(size), 'blocks': blocks}
+    drawn = draw_routes(shown, f'Scan routes of {subject.name}', picture, **args.drawing)
+    return drawn, {'size': list(size), 'blocks': blocks}
 
 
 def legible_size(subject: Subject) -> tuple[int, int]:
@@ -202,7 +212,8 @@ def _attention(args: argparse.Namespace, subject: Subject) -> tuple[Image.Image,
     picture, image = subject.load(args.images[0], size)
     block = 0 if args.block is None else args.block
     attention = scan_attention(subject.model, image, block, None if args.query is None else tuple(args.query))
-    drawn = draw_attention(attention, picture, f'Implicit attention of {subject.name}, {subject.weights}')
+    drawn = draw_attention(attention, picture, f'Implicit attention of {subject.name}, {subject.weights}',
+                           **args.drawing)
     total = attention.routes.flatten(1).sum(1)
     shares = (total / total.sum().clamp(min=torch.finfo(total.dtype).tiny)).tolist()
     return drawn, {'size': list(size), 'block': attention.block, 'map': list(attention.merged.shape),
