@@ -33,6 +33,8 @@ COMMANDS = {
     'bench': Entry('commands.bench:bench', 'time models side by side'),
     'download': Entry('commands.download:download', 'fetch, check and list official weights'),
     'convert': Entry('commands.convert:convert', "bring weights from their authors' layout into ours, and back"),
+    'push': Entry('commands.hub:push', 'share a model in a folder or on the hub, as timm reads it'),
+    'pull': Entry('commands.hub:pull', 'bring a shared model into one file'),
     'train': Entry('openmmlab.cli:train', 'train a model as a config says', 'mm'),
     'test': Entry('openmmlab.evaluate:evaluate', 'evaluate a model', 'mm'),
     'predict': Entry('openmmlab.predict:predict', 'say what images show, or restore them', 'mm'),

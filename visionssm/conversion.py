@@ -212,7 +212,8 @@ def convert(
         state_dict = part
     fit = _find_fit(source.path, state_dict, family, config, backbone)
     dropped.update(_left_out(fit, state_dict))
-    report = {'family': fit.family, 'official_class': fit.official_class, 'fitting': fit.fitting, 'dropped': dropped}
+    report: dict[str, Any] = {'family': fit.family, 'official_class': fit.official_class, 'fitting': fit.fitting,
+                              'dropped': dropped}
     if fit.gaps:
         return Conversion({}, gaps=fit.gaps, dense=fit.dense, name=name or '', **report)
     variant = _prefer(source.entry, find_variant(fit, name), name)
@@ -341,8 +342,8 @@ def convert_back(source: Source, name: str | None = None) -> Conversion:
     if family is None or not official_class:
         raise CheckpointError(f'{known.name or type(model).__name__} has no official code, so there is no layout to go '
                               'back to.')
-    report = {'family': family, 'official_class': official_class, 'name': known.name, 'fitting': fitting,
-              'dropped': dict(source.dropped), 'gaps': gaps}
+    report: dict[str, Any] = {'family': family, 'official_class': official_class, 'name': known.name,
+                              'fitting': fitting, 'dropped': dict(source.dropped), 'gaps': gaps}
     if gaps:
         return Conversion({}, **report)
     official = find_official(family)

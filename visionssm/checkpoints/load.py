@@ -351,7 +351,7 @@ def unsafe_globals(path: Path) -> list[str]:
     try:
         with safe_settings():
             return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except (*_DAMAGE, pickle.UnpicklingError):
+    except (*_DAMAGE, OSError, pickle.UnpicklingError):
         return []
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import timm
 import torch
 from timm.models import list_models, model_entrypoint
 from torch import nn
@@ -35,6 +36,8 @@ _FOREIGN = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeErro
 # arguments that a registered model may be given and stay what it is; the last one only where shapes depend on it, as
 # the keys do not tell a size that is no multiple of the patches
 _FREE = ('in_chans', 'num_classes', 'img_size')
+# arguments without which no two models have the same shapes
+_SIZES = {'depths', 'depth', 'dims', 'embed_dim'}
 _NEAREST = 3
 _LOCK = threading.RLock()
 
@@ -223,7 +226,8 @@ def find_rivals(variant: Variant, fit: Fit) -> tuple[str, ...]:
     trunk = type(fit.model.get_submodule('backbone') if fit.dense else fit.model)
     candidates = _registered(trunk)
     known = {own: _arguments(trunk, partial(entry, **variant.arguments)) for own, entry in candidates.items()}
-    return tuple(own for own in candidates if _differences(known[own], known[variant.name])
+    gaps = {own: _differences(known[own], known[variant.name]) for own in candidates}
+    return tuple(own for own in candidates if gaps[own] and not gaps[own].keys() & _SIZES
                  and _build(candidates, own, variant.arguments, fit, known) is not None)
 
 
@@ -290,10 +294,17 @@ def _with_memory(official: Official, official_class: str, config: Mapping[str, A
 def _registered(model_cls: type[nn.Module]) -> dict[str, Callable[..., nn.Module]]:
     """Return the registered functions that say that they return a model of a class."""
     place = model_cls.__module__
-    entries = {name: model_entrypoint(name) for name in list_models(module=place.rpartition('.')[2])}
-    entries.update({name: entry for group in task_models().values() for name, entry in group.items()})
-    return {name: entry for name, entry in sorted(entries.items())
-            if entry.__module__ == place and inspect.signature(entry).return_annotation is model_cls}
+    # timm notes the arguments of a model where it creates one by name
+    found: dict[str, Callable[..., nn.Module]] = {
+        name: partial(timm.create_model, name) for name in list_models(module=place.rpartition('.')[2])
+        if _returns(model_entrypoint(name), model_cls)}
+    found.update({name: entry for group in task_models().values() for name, entry in group.items()
+                  if _returns(entry, model_cls)})
+    return dict(sorted(found.items()))
+
+
+def _returns(entry: Callable[..., nn.Module], model_cls: type[nn.Module]) -> bool:
+    return entry.__module__ == model_cls.__module__ and inspect.signature(entry).return_annotation is model_cls
 
 
 class _Seen(Exception):
