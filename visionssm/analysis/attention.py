@@ -60,8 +60,10 @@ def scan_attention(
     Raises:
         ValueError: There is no such block or pixel, or the block mixes no pixels.
     """
-    blocks = record_scans(model, image)
-    return block_attention(find_block(blocks, block), tuple(image.shape[-2:]), query)
+    size = tuple(image.shape[-2:])
+    # a run on shapes finds the block, and the other one keeps no more than its inputs
+    chosen = find_block(record_scans(model, size=size), block)
+    return block_attention(record_scans(model, image, only=chosen.name)[0], size, query)
 
 
 def find_block(blocks: Sequence[ScanBlock], block: int | str) -> ScanBlock:

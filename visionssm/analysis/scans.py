@@ -84,8 +84,9 @@ class _Frame:
 class _Recorder(TorchFunctionMode):
     """Notes scans, and follows which modules are running."""
 
-    def __init__(self, model: nn.Module, image_size: tuple[int, int]) -> None:
+    def __init__(self, model: nn.Module, image_size: tuple[int, int], only: str | None) -> None:
         super().__init__()
+        self.only = only
         self.calls: list[ScanCall] = []
         self.image_size = image_size
         self.stack: list[_Frame] = []
@@ -125,7 +126,8 @@ class _Recorder(TorchFunctionMode):
         if func is torch.Tensor.sort and isinstance(frame.module, AttentiveSSM):
             frame.order = out.indices  # the order in which the pixels are read
         name = getattr(func, '__name__', '').removesuffix('.default')
-        if name in OPS and str(func).startswith('visionssm.'):
+        wanted = self.only is None or self.only == _block_name(frame.path)
+        if wanted and name in OPS and str(func).startswith('visionssm.'):
             self._note(name, args, kwargs or {})
         return out
 
@@ -199,6 +201,7 @@ def record_scans(
         model: nn.Module,
         image: torch.Tensor | None = None,
         size: int | Sequence[int] | None = None,
+        only: str | None = None,
 ) -> list[ScanBlock]:
     """Run a model once and return its scans block by block, in the order of the run.
 
@@ -208,6 +211,7 @@ def record_scans(
         image: One image as the model takes it, normalised, (C, H, W) or (1, C, H, W); None runs on shapes alone,
             without memory and time, and the arguments of the calls are then on the meta device.
         size: Height and width, or one number for both, where there is no image; the model's own when None.
+        only: Path of the one block to record; all when None, which keeps the inputs of all their scans.
 
     Returns:
         The blocks. There are none in a model without scans.
@@ -227,7 +231,7 @@ def record_scans(
     else:
         inputs[0] = inputs[0].to(weights.dtype)
     inputs[1:] = [tensor.to(weights.device) for tensor in inputs[1:]]
-    recorder = _Recorder(model, tuple(inputs[0].shape[2:]))
+    recorder = _Recorder(model, tuple(inputs[0].shape[2:]), only)
     try:
         with evaluation_mode(model), torch.no_grad(), recorder:
             if image is None:
