@@ -44,15 +44,17 @@ def complete(script: Path, *lines: str) -> list[list[str]]:
 
 @pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')
 def test_bash_completes_commands_options_models_and_files(script):
-    found = complete(script, "visionssm ''", 'visionssm inf', 'visionssm info vssd_t',
-                     'visionssm info vim_tiny vmamba_pi', 'visionssm bench --dtype bf',
-                     'visionssm bench --dtype float32 vmamba_pi', 'visionssm download mask-rcnn_vssd-small_', 'visionssm list --family mambair',
-                     'visionssm list --task seg', 'visionssm export vim_tiny --format tor',
-                     'visionssm export vim_tiny --checkpoint READ', 'visionssm doctor --no', 'visionssm completion ba')
+    found = complete(
+        script, "visionssm ''", 'visionssm inf', 'visionssm info vssd_t', 'visionssm info vim_tiny vmamba_pi',
+        'visionssm bench --dtype bf', 'visionssm bench --dtype float32 vmamba_pi',
+        'visionssm download mask-rcnn_vssd-small_', 'visionssm list --family mambair', 'visionssm list --task seg',
+        'visionssm export vim_tiny --format tor', 'visionssm export vim_tiny --checkpoint READ',
+        'visionssm doctor --no', 'visionssm completion ba')
     assert set(found[0]) >= {*LIGHT, 'dream'}
     assert found[1:] == [
         ['info'], ['vssd_tiny', 'vssd_tiny.in1k', 'vssd_tiny.mesa_in1k'], ['vmamba_pico'], ['bfloat16'],
-        ['vmamba_pico'], ['mask-rcnn_vssd-small_fpn_1x_coco'], ['mambair', 'mambairv2'], ['segmentation'], ['torch-export'], ['README.md'], ['--no-selftest'], ['bash']]
+        ['vmamba_pico'], ['mask-rcnn_vssd-small_fpn_1x_coco'], ['mambair', 'mambairv2'], ['segmentation'],
+        ['torch-export'], ['README.md'], ['--no-selftest'], ['bash']]
 
 
 @pytest.mark.skipif(shutil.which('bash') is None, reason='needs bash')

@@ -74,6 +74,24 @@ def test_objects_on_pictures_are_those_of_the_test(detector, coco_tree, on_disk,
     assert '000000000003.jpg: ' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('kind', ['detector', 'segmentor'])
+def test_json_is_a_line_for_each_file_alone_on_standard_output(kind, film, tmp_path, request, capsys):
+    _, weights = request.getfixturevalue(kind)
+    Image.new('RGB', (40, 30)).save(tmp_path / 'a.png')
+    (tmp_path / 'b.png').write_bytes(b'')
+    out = tmp_path / 'out'
+    assert predict([*(str(tmp_path / name) for name in ('a.png', 'b.png', film.name)), '--checkpoint', weights, '--out',
+                    str(out), '--score-thr', '0', '--json']) == 0
+    good, bad, video = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert (good['path'], good['width'], good['height']) == (str(tmp_path / 'a.png'), 40, 30)
+    assert good['picture'] == str(out / 'a_prediction.jpg') and bad.keys() == {'path', 'error'}
+    if kind == 'detector':
+        assert {'category', 'score', 'bbox'} <= good['objects'][0].keys()
+    else:
+        assert sum(good['shares'].values()) == pytest.approx(100, abs=0.1) and good['map'] == str(out / 'a.png')
+    assert video['frames'] == 5 and video['lines'] == str(out / 'film.jsonl')
+
+
 def test_a_config_goes_before_the_one_in_the_checkpoint(detector, coco_tree, on_disk, tmp_path):
     cfg, weights = detector
     bare = save_safetensors(load_state_dict(weights), tmp_path / 'bare.safetensors')

@@ -83,6 +83,8 @@ def test_a_config_and_a_checkpoint_give_a_table_and_json(config, weights, tmp_pa
     assert results['count'] == 60 and len(results['classes']) == 10 and results['checkpoint'] == weights
     assert np.trace(results['confusion']) == pytest.approx(0.6 * results['top1'], abs=1e-3)
     assert {'confusion_matrix.png', 'predictions.png'} <= {p.name for p in (tmp_path / 'run' / 'test').iterdir()}
+    assert evaluate([str(config), weights, '--json']) == 0
+    assert json.loads(capsys.readouterr().out) == results
 
 
 @pytest.fixture

@@ -111,6 +111,23 @@ def test_unreadable_images_are_skipped_and_reported(exported, pictures, tmp_path
     assert capsys.readouterr().out.count('picture') >= 4
 
 
+def test_json_is_a_line_for_each_file_alone_on_standard_output(exported, pictures, tmp_path, capsys):
+    (pictures / 'text.jpg').write_text('no image')
+    out = tmp_path / 'out'
+    assert predict([str(pictures), '--checkpoint', exported[1], '--topk', '2', '--out', str(out), '--json']) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    failed, = (row for row in rows if 'error' in row)
+    assert failed['path'] == str(pictures / 'text.jpg') and 'UnidentifiedImageError' in failed['error']
+    rows.remove(failed)
+    assert [row['path'] for row in rows] == [str(pictures / f'picture{number}.png') for number in range(5)]
+    expected = list(Predictor(checkpoint=exported[1], device='cpu').predict(find_images([pictures])[:5], topk=2))
+    for row, prediction in zip(rows, expected, strict=True):
+        assert [best['label'] for best in row['classes']] == prediction.labels
+        assert [best['name'] for best in row['classes']] == [CLASSES[label] for label in prediction.labels]
+        assert [best['probability'] for best in row['classes']] == pytest.approx(prediction.probabilities)
+        assert Path(row['picture']).is_file()
+
+
 def test_nothing_readable_is_a_failure(exported, tmp_path):
     (tmp_path / 'a.png').write_bytes(b'')
     assert predict([str(tmp_path / 'a.png'), '--checkpoint', exported[1], '--out', str(tmp_path / 'out')]) == 1
@@ -171,6 +188,6 @@ def test_the_export_says_how_it_was_trained(exported):
 
 
 def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
-    monkeypatch.setattr('visionssm.openmmlab.predict.run', lambda args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr('visionssm.openmmlab.predict.run', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     assert predict(['picture.png', '--model', 'vim_pico']) == 130
     assert capsys.readouterr().err.strip() == 'stopped'

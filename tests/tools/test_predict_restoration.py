@@ -1,4 +1,5 @@
 """tools/predict.py with restoration models: any picture and model, pieces, failures, and what checkpoints say."""
+import json
 import logging
 
 import cv2
@@ -189,7 +190,7 @@ def test_wrong_requests_end_with_one_clear_error(arguments, problem, tmp_path, c
     assert problem in errors and 'Traceback' not in errors
 
 
-def test_files_that_fail_do_not_stop_the_others(stand_in, tmp_path, caplog, monkeypatch):
+def test_files_that_fail_do_not_stop_the_others(stand_in, tmp_path, caplog, monkeypatch, capsys):
     class Hungry(Enlarge):
         def forward(self, x):
             if x.shape[-1] == 13:
@@ -208,6 +209,7 @@ def test_files_that_fail_do_not_stop_the_others(stand_in, tmp_path, caplog, monk
     out = tmp_path / 'out'
     assert run(photos, '--model', 'mambair_pico', '--out', out, '--max-megapixels', '0.01') == 0
     assert [path.name for path in out.iterdir()] == ['good_restored.png']
+    capsys.readouterr()
     summary = caplog.messages[-1]
     for part in ('4 of 5 files', 'large.png: not enough memory', 'cut.png: is damaged', 'empty.png: is empty',
                  'film.mp4: cannot be read as a video'):
@@ -222,6 +224,11 @@ def test_files_that_fail_do_not_stop_the_others(stand_in, tmp_path, caplog, monk
     monkeypatch.setattr('os.walk', walk)
     assert run(photos, '--model', 'mambair_pico', '--out', out) == 0
     assert f'{photos}/locked: Permission denied' in caplog.messages[-1]
+    capsys.readouterr()
+    assert run(photos, '--model', 'mambair_pico', '--out', out, '--json') == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [{'path': f'{photos}/locked', 'error': 'Permission denied'},
+                    {'path': f'{photos}/good.png', 'restored': f'{out}/good_restored.png', 'width': 16, 'height': 16}]
 
 
 def test_inputs_are_never_overwritten_and_results_not_restored_again(stand_in, tmp_path):

@@ -55,7 +55,8 @@ def test_single_files_are_those_of_the_grid(checkpoint, tmp_path, capsys):
     files = draw(checkpoint, tmp_path / 'files')
     assert sorted(files) == [f'{label:04d}_{number:05d}.png' for label in (4, 7) for number in range(3)]
     assert '6 of 6 pictures drawn' in capsys.readouterr().out
-    assert sample(arguments(checkpoint, tmp_path / 'grid.png')) == 0
+    assert sample([*arguments(checkpoint, tmp_path / 'grid.png'), '--json']) == 0
+    assert json.loads(capsys.readouterr().out) == {'drawn': 6, 'pictures': 6, 'out': str(tmp_path / 'grid.png')}
     grid = np.asarray(Image.open(tmp_path / 'grid.png'))
     assert grid.shape == (2 * 30 - 2, 3 * 30 - 2)
     for row, label in enumerate((4, 7)):

@@ -16,6 +16,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import DefaultScope
 
 from ..utils.command import Command
+from ..utils.reporting import Report
 from ..utils.suggest import did_you_mean
 from .check import ConfigError, check_config
 from .cli import USER_ERRORS, add_common_options, load_config
@@ -42,6 +43,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--data', help='folder of images, or root of the data set; replaces that of the config')
     parser.add_argument('--out', help='JSON file for the results (default: accuracy.json or results.json in the work '
                                       'directory)')
+    parser.add_argument('--json', action='store_true', help='write the results as JSON, and nothing else, to the '
+                                                            'standard output')
     parser.add_argument('--show-dir', help='folder for pictures of ground truth and prediction (detection and '
                                            'segmentation)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of the detections in these pictures')
@@ -215,7 +218,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    run(args)
+    with Report(args.json) as output:
+        results = run(args)
+        if args.json and results:
+            output.say(results, '')
     return 0
 
 

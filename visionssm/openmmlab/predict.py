@@ -17,6 +17,7 @@ from timm.data.readers.img_extensions import get_img_extensions
 from tqdm import tqdm
 
 from ..utils.command import Command
+from ..utils.reporting import Report
 from .checkpoint import load_weights
 from .classifier import create_timm_model
 from .cli import USER_ERRORS, load_config
@@ -134,13 +135,20 @@ class Predictor:
         best = scores.topk(min(topk, scores.shape[1]))
         return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
-    def predict(self, paths: Sequence[Path], topk: int = 5, batch_size: int = 32) -> Iterator[Prediction]:
+    def predict(
+            self,
+            paths: Sequence[Path],
+            topk: int = 5,
+            batch_size: int = 32,
+            on_error: Callable[[Path, str], object] = lambda path, reason: None,
+    ) -> Iterator[Prediction]:
         """Classifies images; those that cannot be read are logged and left out.
 
         Args:
             paths: Image files.
             topk: How many classes to name.
             batch_size: Images at a time.
+            on_error: Called with an image that cannot be read, and why.
 
         Yields:
             One prediction a readable image, in order.
@@ -153,6 +161,7 @@ class Predictor:
                         loaded.append((path, self.read(file)))
                 except READ_ERRORS as error:
                     logger.warning('skipped %s: not a readable image (%s: %s)', path, type(error).__name__, error)
+                    on_error(path, f'{type(error).__name__}: {error}')
             if not loaded:
                 continue
             results = self.classify([image for _, image in loaded], topk)
@@ -190,6 +199,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--device', help='where to compute (default: an accelerator if there is one)')
     parser.add_argument('--batch-size', type=int, default=32, help='images at a time (classification)')
     parser.add_argument('--score-thr', type=float, default=0.3, help='lowest score of a detection that counts')
+    parser.add_argument('--json', action='store_true', help='write a line of JSON for each file, and nothing else, to '
+                                                            'the standard output')
     add_restoration_options(parser)
 
 
@@ -227,11 +238,12 @@ def _dense(args: argparse.Namespace) -> tuple[Config, DenseFacts] | None:
     return (facts.cfg, facts) if facts is not None and facts.cfg is not None else None
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, report: Report) -> int:
     """Predicts, prints and draws as the options say.
 
     Args:
         args: Options of `tools/predict.py`.
+        report: Takes what is found.
 
     Returns:
         How many images could be read.
@@ -241,33 +253,36 @@ def run(args: argparse.Namespace) -> int:
     if restorer is not None:
         unread: list[OSError] = []
         paths = find_images(args.images, RESTORABLE_SUFFIXES, unread.append)
-        return run_restoration(args, restorer, paths, args.device or default_device(), unread)
+        return run_restoration(args, restorer, paths, args.device or default_device(), report, unread)
     dense = _dense(args)
     paths = find_images(args.images, VIDEO_SUFFIXES if dense else ())
     if dense:
         cfg, facts = dense
         if classes:
             facts = facts._replace(dataset_meta={**facts.dataset_meta, 'classes': tuple(classes)})
-        return run_dense(args, cfg, facts, paths, args.device or default_device())
+        return run_dense(args, cfg, facts, paths, args.device or default_device(), report)
     videos = [path for path in paths if is_video(path)]
     if videos:
         raise ValueError(f'{videos[0]} is a video; classifiers take images')
-    return _run_classifier(args, Predictor(args.model, args.checkpoint, classes, args.device), paths)
+    return _run_classifier(args, Predictor(args.model, args.checkpoint, classes, args.device), paths, report)
 
 
-def _run_classifier(args: argparse.Namespace, predictor: Predictor, paths: Sequence[Path]) -> int:
+def _run_classifier(args: argparse.Namespace, predictor: Predictor, paths: Sequence[Path], report: Report) -> int:
     out, name, done = Path(args.out), UniqueNames(), 0
     samples: list[dict] = []
-    bar = tqdm(predictor.predict(paths, args.topk, args.batch_size), total=len(paths), unit='image', disable=None,
-               dynamic_ncols=True)
+    bar = tqdm(predictor.predict(paths, args.topk, args.batch_size, report.fail), total=len(paths), unit='image',
+               disable=None, dynamic_ncols=True)
     for prediction in bar:
         done += 1
         lines = [f'{rank}  {100 * p:6.2f} %  {predictor.class_name(label)}' for rank, (label, p) in
                  enumerate(zip(prediction.labels, prediction.probabilities, strict=True), 1)]
-        tqdm.write('\n  '.join([str(prediction.path), *lines]), file=sys.stdout)
         names = [predictor.class_name(label) for label in prediction.labels]
-        save_top_classes(np.asarray(prediction.image), names, prediction.probabilities,
-                         out / f'{name(prediction.path)}_prediction.png')
+        picture = out / f'{name(prediction.path)}_prediction.png'
+        save_top_classes(np.asarray(prediction.image), names, prediction.probabilities, picture)
+        classes = [{'label': label, 'name': label_name, 'probability': p} for label, label_name, p in
+                   zip(prediction.labels, names, prediction.probabilities, strict=True)]
+        report.say({'path': str(prediction.path), 'classes': classes, 'picture': str(picture)},
+                   '\n  '.join([str(prediction.path), *lines]))
         if len(samples) < MAX_SHOWN:
             # only small copies stay in memory
             prediction.image.thumbnail((224, 224))
@@ -284,7 +299,8 @@ def _run_classifier(args: argparse.Namespace, predictor: Predictor, paths: Seque
 
 def _predict(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
-    return 0 if run(args) else 1
+    with Report(args.json) as report:
+        return 0 if run(args, report) else 1
 
 
 # a device that cannot be used or runs out of memory raises a RuntimeError

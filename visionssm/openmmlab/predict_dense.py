@@ -18,6 +18,7 @@ from mmengine.utils import import_modules_from_strings
 from PIL import Image
 from tqdm import tqdm
 
+from ..utils.reporting import Report
 from .check import ConfigError
 from .checkpoint import atomic_write, load_any_weights
 from .data import READ_ERRORS
@@ -199,7 +200,12 @@ def save_image(pixels: np.ndarray, path: Path) -> None:
     atomic_write(buffer.getbuffer(), path)
 
 
-def _predict_images(predictor: DensePredictor, paths: Sequence[Path], args: argparse.Namespace) -> list[dict]:
+def _predict_images(
+        predictor: DensePredictor,
+        paths: Sequence[Path],
+        args: argparse.Namespace,
+        report: Report,
+) -> list[dict]:
     records: list[dict] = []
     name, out, load = UniqueNames(), Path(args.out), LoadImage()
     for path in tqdm(paths, unit='image', disable=None, dynamic_ncols=True):
@@ -207,6 +213,7 @@ def _predict_images(predictor: DensePredictor, paths: Sequence[Path], args: argp
             picture = load({'img_path': str(path)})['img']
         except READ_ERRORS as error:
             logger.warning('skipped %s: not a readable image (%s: %s)', path, type(error).__name__, error)
+            report.fail(path, f'{type(error).__name__}: {error}')
             continue
         sample = predictor.predict(picture, str(path))
         found, text = _describe(sample, predictor, args.score_thr)
@@ -218,7 +225,9 @@ def _predict_images(predictor: DensePredictor, paths: Sequence[Path], args: argp
         save_image(predictor.draw(picture, sample, args.score_thr), overlay)
         records.append({'id': len(records) + 1, 'file_name': str(path), 'width': picture.shape[1],
                         'height': picture.shape[0], 'picture': overlay.name, **found})
-        tqdm.write(f'{path}: {text}', file=sys.stdout)
+        files = {key: str(out / records[-1][key]) for key in ('map', 'picture') if key in records[-1]}
+        report.say({'path': str(path), 'width': picture.shape[1], 'height': picture.shape[0], **found, **files},
+                   f'{path}: {text}')
     if len(records) < len(paths):
         logger.warning('%d of %d images could not be read', len(paths) - len(records), len(paths))
     return records
@@ -244,7 +253,13 @@ def _frames(predictor: DensePredictor, video: VideoFrames, sink: VideoSink, args
         yield json.dumps({'frame': number, 'time': round(number / video.rate, 4), **found}) + '\n'
 
 
-def _predict_video(predictor: DensePredictor, video: VideoFrames, stem: str, args: argparse.Namespace) -> int:
+def _predict_video(
+        predictor: DensePredictor,
+        video: VideoFrames,
+        stem: str,
+        args: argparse.Namespace,
+        report: Report,
+) -> int:
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     target, part = out / f'{stem}.jsonl', out / f'.{stem}.jsonl.tmp'
@@ -257,11 +272,19 @@ def _predict_video(predictor: DensePredictor, video: VideoFrames, stem: str, arg
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-    sys.stdout.write(f'{video.path}: {number} frames, {sink.path}, {target}\n')
+    report.say({'path': str(video.path), 'frames': number, 'picture': str(sink.path), 'lines': str(target)},
+               f'{video.path}: {number} frames, {sink.path}, {target}')
     return number
 
 
-def run_dense(args: argparse.Namespace, cfg: Config, facts: DenseFacts, paths: Sequence[Path], device: str) -> int:
+def run_dense(
+        args: argparse.Namespace,
+        cfg: Config,
+        facts: DenseFacts,
+        paths: Sequence[Path],
+        device: str,
+        report: Report,
+) -> int:
     """Predicts as the options of `tools/predict.py` say.
 
     Args:
@@ -270,6 +293,7 @@ def run_dense(args: argparse.Namespace, cfg: Config, facts: DenseFacts, paths: S
         facts: What the checkpoint says.
         paths: Images and videos.
         device: Where to compute.
+        report: Takes what is found.
 
     Returns:
         How many images and videos could be read.
@@ -278,12 +302,12 @@ def run_dense(args: argparse.Namespace, cfg: Config, facts: DenseFacts, paths: S
     videos = [VideoFrames(path) for path in paths if is_video(path)]
     images = [path for path in paths if not is_video(path)]
     predictor = DensePredictor(cfg, args.checkpoint, facts.dataset_meta, device)
-    records = _predict_images(predictor, images, args)
+    records = _predict_images(predictor, images, args, report)
     done = len(records)
     if records:
         _write_records(records, predictor.classes, Path(args.out) / 'predictions.json')
     name = UniqueNames()
-    done += sum(_predict_video(predictor, video, name(video.path), args) > 0 for video in videos)
+    done += sum(_predict_video(predictor, video, name(video.path), args, report) > 0 for video in videos)
     if done:
         sys.stdout.write(f'predictions: {args.out}\n')
     return done

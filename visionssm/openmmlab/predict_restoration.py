@@ -14,6 +14,7 @@ from ..checkpoints import CheckpointError
 from ..restoration.resize import imresize
 from ..restoration.tiling import Progress, Tile, plan_tiles, restore_bands
 from ..utils.command import check_folder
+from ..utils.reporting import Report
 from .amp import DTYPES
 from .checkpoint import load_weights
 from .data import READ_ERRORS
@@ -30,6 +31,7 @@ logger = logging.getLogger('visionssm')
 
 RESTORABLE_SUFFIXES = PICTURE_SUFFIXES | VIDEO_SUFFIXES
 COMPARE_SIDE = 960
+_Found = tuple[dict, str]  # what is known about a result, for JSON, and in words
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -216,7 +218,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or 'memory' in str(error)
 
 
-def _picture(job: _Job, path: Path, progress: Progress) -> str:
+def _picture(job: _Job, path: Path, progress: Progress) -> _Found:
     picture = read_picture(path, job.args.max_megapixels)
     pixels = job.restorer.restore(picture.pixels, progress)
     kind = choose_format(picture, job.args.format)
@@ -227,10 +229,11 @@ def _picture(job: _Job, path: Path, progress: Progress) -> str:
         beside = target.with_name(f'{target.stem.removesuffix("_restored")}_compare.png')
         write_picture(Picture(before_after, icc=picture.icc), beside, FORMATS['png'])
     height, width = picture.pixels.shape[:2]
-    return f'{width} x {height} -> {pixels.shape[1]} x {pixels.shape[0]} pixels, {target}'
+    found = {'restored': str(target), 'width': pixels.shape[1], 'height': pixels.shape[0]}
+    return found, f'{width} x {height} -> {pixels.shape[1]} x {pixels.shape[0]} pixels, {target}'
 
 
-def _video(job: _Job, path: Path, progress: Progress) -> str:
+def _video(job: _Job, path: Path, progress: Progress) -> _Found:
     video = VideoFrames(path)
     width, height = video.size
     pieces = job.restorer.count(height, width)
@@ -244,7 +247,8 @@ def _video(job: _Job, path: Path, progress: Progress) -> str:
                                        lambda piece, _, done=done, total=total: progress(done + piece, total))
             sink.write(out[..., ::-1])
     logger.info('%s: sound is not copied', sink.path)
-    return f'{sink.frames} frames, {width} x {height} -> {scale * width} x {scale * height} pixels, {sink.path}'
+    found = {'restored': str(sink.path), 'width': scale * width, 'height': scale * height, 'frames': sink.frames}
+    return found, f'{sink.frames} frames, {width} x {height} -> {scale * width} x {scale * height} pixels, {sink.path}'
 
 
 def enlarge(pixels: np.ndarray, scale: int) -> np.ndarray:
@@ -293,7 +297,13 @@ def _without_results(paths: Sequence[Path], named: Sequence[str], out: Path) -> 
     return kept
 
 
-def _attempt(work: Callable[[_Job, Path, Progress], str], job: _Job, path: Path, number: str) -> str | None:
+def _attempt(
+        work: Callable[[_Job, Path, Progress], _Found],
+        job: _Job,
+        path: Path,
+        number: str,
+        report: Report,
+) -> str | None:
     """Restore one file; returns why that failed, or None."""
     with tqdm(desc=f'{number}{path.name}', unit='tile', disable=None, dynamic_ncols=True, leave=False) as bar:
         def progress(done: int, total: int) -> None:
@@ -301,14 +311,14 @@ def _attempt(work: Callable[[_Job, Path, Progress], str], job: _Job, path: Path,
             bar.update(done - bar.n)
 
         try:
-            text = work(job, path, progress)
+            found, text = work(job, path, progress)
         except READ_ERRORS as error:
             return str(error).removeprefix(f'{path} ').removeprefix(f'{path}: ') or type(error).__name__
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             return f'not enough memory with --tile {job.restorer.tile}: take a smaller one'
-    tqdm.write(f'{path}: {text}', file=sys.stdout)
+    report.say({'path': str(path), **found}, f'{path}: {text}')
     return None
 
 
@@ -317,6 +327,7 @@ def run_restoration(
         facts: RestorerFacts,
         paths: Sequence[Path],
         device: str,
+        report: Report,
         unread: Sequence[OSError] = (),
 ) -> int:
     """Restores pictures and videos as the options of `tools/predict.py` say; one that fails does not stop the others.
@@ -326,6 +337,7 @@ def run_restoration(
         facts: What is known about the model.
         paths: Pictures and videos.
         device: Where to compute.
+        report: Takes what is found.
         unread: Errors of folders that could not be searched; they are listed with the files that failed.
 
     Returns:
@@ -341,15 +353,18 @@ def run_restoration(
         logger.info('%s is a model of gray pictures; of colours it restores the brightness alone', facts.name)
     job = _Job(restorer, args, out, {path.resolve() for path in paths}, set(), UniqueNames())
     failed = {str(error.filename): str(error.strerror) for error in unread}
+    for path, reason in failed.items():
+        report.fail(path, reason)
     done = 0
     for number, path in enumerate(paths, 1):
         reason = _attempt(_video if is_video(path) else _picture, job, path,
-                          f'{number}/{len(paths)} ' if len(paths) > 1 else '')
+                          f'{number}/{len(paths)} ' if len(paths) > 1 else '', report)
         if reason is None:
             done += 1
         else:
             failed[str(path)] = reason
             logger.warning('not restored: %s: %s', path, reason)
+            report.fail(path, reason)
     if done and failed:
         logger.warning('%d of %d files were not restored:\n  %s', len(failed), done + len(failed),
                        '\n  '.join(f'{path}: {reason}' for path, reason in failed.items()))

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ...diffusion.fidelity import Moments, frechet_distance, inception_score, moments, precision_recall
 from ...registry import DATASETS
 from ...utils.command import Command
+from ...utils.reporting import Report
 from ..check import ConfigError
 from ..checkpoint import atomic_write
 from ..cli import USER_ERRORS, _OptionsAction, load_config
@@ -318,6 +319,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                                                                  'only ones, where nothing is to be compared')
     parser.add_argument('--out', default='fidelity.json', help='JSON file for the results')
     parser.add_argument('--batch-size', type=int, default=64, help='pictures at a time; changes no number')
+    parser.add_argument('--json', action='store_true', help='write the results as JSON, and nothing else, to the '
+                                                            'standard output')
     parser.add_argument('--device', help='where to compute (default: an accelerator where there is one)')
 
 
@@ -333,7 +336,7 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             parser.error(f'--{name.replace("_", "-")} is {getattr(args, name)}; it must be at least 1')
 
 
-def _compare_files(args: argparse.Namespace) -> int:
+def _compare_files(args: argparse.Namespace, report: Report) -> int:
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
     for source in (args.drawn, args.real):
         if source is not None and not Path(source).exists():
@@ -347,19 +350,26 @@ def _compare_files(args: argparse.Namespace) -> int:
         real = measure_files(args.real, extractor, args.batch_size, 'real')
     if args.save_stats:
         save_statistics(real or drawn, extractor, args.save_stats)
-        sys.stdout.write(f'statistics: {args.save_stats}\n')
+        report.say({'statistics': args.save_stats}, f'statistics: {args.save_stats}')
     if real is None:
         return 0
     values = compare(drawn, real, extractor, args.k, args.splits)
     settings = Path(args.drawn, 'settings.json')
-    write_json({
+    results = {
         'drawn': args.drawn, 'real': args.real or args.real_config, 'extractor': extractor.name,
         'weights_sha256': extractor.fingerprint, 'k': args.k, 'splits': args.splits,
         'pictures': {'drawn': drawn.count, 'real': real.count},
-        'sampling': json.loads(settings.read_text()) if settings.is_file() else None, 'metrics': values}, args.out)
-    sys.stdout.write(f'results: {args.out}\n' + ''.join(f'{name}: {value:.4f}\n' for name, value in values.items()))
+        'sampling': json.loads(settings.read_text()) if settings.is_file() else None, 'metrics': values}
+    write_json(results, args.out)
+    lines = [f'results: {args.out}', *(f'{name}: {value:.4f}' for name, value in values.items())]
+    report.say(results, '\n'.join(lines))
     return 0
 
 
+def _fid(args: argparse.Namespace) -> int:
+    with Report(args.json) as report:
+        return _compare_files(args, report)
+
+
 run_fid = Command('Compare drawn pictures with real ones: FID, sFID, IS, precision, recall.', _add_options,
-                  _compare_files, _check_options, (*USER_ERRORS, ImportError))
+                  _fid, _check_options, (*USER_ERRORS, ImportError))

@@ -4,7 +4,6 @@ import io
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tqdm import tqdm
 from ...checkpoints import CheckpointError
 from ...registry import DATASETS, MODELS
 from ...utils.command import Command, check_folder
+from ...utils.reporting import Report
 from ...utils.suggest import did_you_mean
 from ..check import ConfigError
 from ..checkpoint import atomic_write, load_any_weights
@@ -133,6 +133,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
                                                          'file NAME.png for one grid')
     parser.add_argument('--cfg-options', nargs='+', action=_OptionsAction, default={}, metavar='KEY=VALUE')
     parser.add_argument('--device', help='where to compute (default: an accelerator where there is one)')
+    parser.add_argument('--json', action='store_true', help='write the results as JSON, and nothing else, to the '
+                                                            'standard output')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
 
 
@@ -245,7 +247,7 @@ def _check_out(text: str) -> None:
     check_folder(out.parent if suffix == '.png' else out, f'--out {text}')
 
 
-def _sample(args: argparse.Namespace) -> int:
+def _draw_all(args: argparse.Namespace, report: Report) -> int:
     _check_request(args)
     _check_out(args.out)
     model, names, cfg = _load(args)
@@ -281,10 +283,17 @@ def _sample(args: argparse.Namespace) -> int:
             bar.update(len(batch))
     if not single:
         atomic_write(_png(to_grid(pictures, args.num)), out)
-    sys.stdout.write(f'{total - len(finished)} of {total} pictures drawn: {out}\n')
+    report.say({'drawn': total - len(finished), 'pictures': total, 'out': str(out)},
+               f'{total - len(finished)} of {total} pictures drawn: {out}')
     return 0
 
 
+@torch.inference_mode()
+def _sample(args: argparse.Namespace) -> int:
+    with Report(args.json) as report:
+        return _draw_all(args, report)
+
+
 # a device that cannot be used or runs out of memory raises a RuntimeError
-sample = Command('Draw pictures with a diffusion model.', _add_options, torch.inference_mode()(_sample),
+sample = Command('Draw pictures with a diffusion model.', _add_options, _sample,
                  errors=(ImportError, OSError, RuntimeError, ValueError), stopped='stopped; the same command goes on')
