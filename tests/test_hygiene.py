@@ -41,6 +41,9 @@ LAYERS = {
     'visionssm/export': {'visionssm.export', 'visionssm._factory', 'visionssm.checkpoints', 'visionssm.utils',
                          'visionssm_kernels'},
     'visionssm/data': {'visionssm.data', 'visionssm.utils'},
+    'visionssm/commands': {'visionssm.commands', 'visionssm.cli', 'visionssm.conversion', 'visionssm.hub',
+                           'visionssm._factory', 'visionssm.analysis', 'visionssm.export', 'visionssm.models',
+                           'visionssm.checkpoints', 'visionssm.utils', 'visionssm_kernels'},
     'visionssm/demo': {'visionssm.demo', 'visionssm.openmmlab', 'visionssm.analysis', 'visionssm.restoration',
                        'visionssm.data', 'visionssm._factory', 'visionssm.checkpoints', 'visionssm.utils'},
 }
