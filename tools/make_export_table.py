@@ -2,6 +2,7 @@
 
     python tools/make_export_table.py                  # a small model of every family
     python tools/make_export_table.py vmamba_small     # a model more; --all for every model there is
+    python tools/make_export_table.py --dynamic vim_pico    # a graph for any number of pictures, compared with 1 and 3
     python tools/make_export_table.py --check          # exit 1 unless the page shows what was measured
 
 Each row is a run of tools/export.py in a process of its own. Finished rows are kept in docs/export.json: after a stop
@@ -45,7 +46,7 @@ COLUMNS = ('model', 'task', 'input', 'pictures', 'largest relative difference', 
 
 def tasks() -> dict[str, str]:
     """Return the task of every model."""
-    names = {name: 'classification' for name in visionssm.list_models('classification')}
+    names = dict.fromkeys(visionssm.list_models('classification'), 'classification')
     return names | {name: task for task, entries in task_models().items() for name in entries}
 
 
@@ -138,6 +139,8 @@ def update_page(rows: dict[str, dict[str, Any]], check: bool) -> bool:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('names', nargs='*', metavar='NAME', help='models (default: a small one of each family)')
     parser.add_argument('--all', action='store_true', help='every model, which takes hours')
+    parser.add_argument('--dynamic', action='store_true', help='graphs for any number of pictures, which take twice as '
+                                                               'long to write')
     parser.add_argument('--runs', type=int, default=5, help='timed runs of each (default: 5)')
     parser.add_argument('--again', action='store_true', help='measure finished rows too')
     parser.add_argument('--check', action='store_true', help='measure nothing; exit code 1 if the page is stale')
@@ -154,21 +157,22 @@ def _make(args: argparse.Namespace) -> int:
     if unknown:
         raise ValueError(f'no models of this package: {", ".join(unknown)}')
     names = list(known) if args.all else args.names or MODELS
-    jobs = [(name, size, size == sizes(name, known[name])[0]) for name in names for size in sizes(name, known[name])]
+    jobs = [(name, size) for name in names for size in sizes(name, known[name])]
     failed = 0
-    for name, size, own in tqdm(jobs, unit='file', disable=None):
+    for name, size in tqdm(jobs, unit='file', disable=None):
         key = f'{name} {size[0]} x {size[1]}'
         if not args.again and key in rows and rows[key]['setup'] == here and 'error' not in rows[key]:
             continue
-        row = measure(name, size, own, args.runs)
+        row = measure(name, size, args.dynamic, args.runs)
         tqdm.write(f'{key}: {row.get("error") or row["relative_error"]}', file=sys.stderr)
         failed += 'error' in row
         kept = {key: row[key] for key in ('pictures', 'relative_error', 'nodes', 'megabytes', 'onnxruntime_ms',
                                           'pytorch_ms', 'error') if key in row}
-        rows[key] = {'name': name, 'task': known[name], 'size': size, **kept, 'setup': here,
+        rows[key] = {'name': name, 'task': known[name], 'size': list(size), **kept, 'setup': here,
                      'date': datetime.date.today().isoformat()}
         _write(ROWS, json.dumps(dict(sorted(rows.items())), indent=1) + '\n')
-    update_page(read_rows(), check=False)
+        update_page(rows, check=False)
+    update_page(rows, check=False)
     return 1 if failed else 0
 
 

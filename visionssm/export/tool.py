@@ -108,23 +108,25 @@ def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs
             'pytorch_ms': found.torch_ms}
 
 
-def _write(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs) -> dict[str, Any]:
+def _write(args: argparse.Namespace, model: nn.Module, out: Path) -> dict[str, Any]:
     """Write the file, and return what is known of it."""
     cfg = getattr(model, 'pretrained_cfg', None) or {}
     metadata = {'architecture': args.name, **{key: cfg[key] for key in ('mean', 'std', 'license') if cfg.get(key)}}
     if args.format == 'safetensors':
         export_weights(model, out, metadata)
         return {}
+    inputs = _inputs(args, model)
+    facts: dict[str, Any] = {'inputs': {name: list(tensor.shape) for name, tensor in zip(*inputs, strict=True)}}
     sys.stderr.write(f'writing {out}: tracing takes a minute or two for a large model\n')
     try:
         if args.format == 'torch-export':
             export_archive(model, out, inputs, args.dynamic, args.keep_ops, metadata)
-            return {}
+            return facts
         export_onnx(model, out, inputs, args.dynamic, metadata)
     except RuntimeError as error:
         raise RuntimeError(f'{args.name} could not be exported with torch {torch.__version__}; --debug shows all of '
                            f'it: {_first_line(error)}') from error
-    return {'nodes': count_nodes(out), **({} if args.no_check else _check(args, model, out, inputs))}
+    return {**facts, 'nodes': count_nodes(out), **({} if args.no_check else _check(args, model, out, inputs))}
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -133,11 +135,7 @@ def _export(args: argparse.Namespace) -> int:
         for package in ('onnx', 'onnxscript', *(() if args.no_check else ('onnxruntime',))):
             need(package)
     out, model = _out(args), _build(args)
-    inputs = _inputs(args, model)
-    result: dict[str, Any] = {'model': args.name, 'format': args.format, 'file': os.fspath(out),
-                              'inputs': {name: list(tensor.shape) for name, tensor in
-                                         zip(inputs.names, inputs.tensors, strict=True)}}
-    result |= _write(args, model, out, inputs)
+    result = {'model': args.name, 'format': args.format, 'file': os.fspath(out), **_write(args, model, out)}
     files = [file for file in (out, Path(f'{out}.data')) if file.is_file()]
     result['megabytes'] = round(sum(file.stat().st_size for file in files) / 1e6, 2)
     if args.json:
