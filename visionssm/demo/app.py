@@ -22,18 +22,24 @@ UNDERSTAND = 'Understand'
 PROGRESS = gr.Progress(track_tqdm=True)
 TASKS = {'Classify': 'classification', 'Detect': 'detection', 'Segment': 'segmentation', 'Restore': 'restoration'}
 SHOWABLE = ('PNG', 'JPEG', 'MPO', 'WEBP', 'GIF', 'BMP')
+QUICK: dict[str, Any] = dict(show_progress='hidden', api_visibility='private')
+# on a phone the result is below all that is set
+TO_RESULT = """() => {
+    const show = () => document.getElementById('status').scrollIntoView({behavior: 'smooth'});
+    if (innerWidth < 768) setTimeout(show, 500);
+}"""
 EMPTY = '<p class="hint">Choose a picture, a task and a model, and press Run. The result appears here.</p>'
 ABOUT = ('# visionssm\nTry the models on pictures of your own. Everything is computed on this machine, and pictures do '
          'not leave it.')
 CSS = """
 .gradio-container { max-width: 1240px !important; margin: 0 auto !important; }
 #head h1 { margin: 0; font-size: 1.6rem; } #head p { margin: 0.2rem 0 0; color: var(--body-text-color-subdued); }
-@media (min-width: 768px) { #results { position: sticky; top: 1rem; align-self: flex-start; } }
 #status { min-height: 3.5rem; }
 #status p { margin: 0.3rem 0; } #status .hint, #about p { color: var(--body-text-color-subdued); }
 .problem { border-left: 4px solid #c62828; background: color-mix(in srgb, #c62828 10%, transparent);
            padding: 0.6rem 0.8rem; border-radius: 4px; overflow-wrap: anywhere; white-space: pre-line; }
 .took { font-variant-numeric: tabular-nums; color: var(--body-text-color-subdued); }
+#model input { text-overflow: ellipsis; margin-right: 1.2rem; }
 #card { font-size: 0.9rem; overflow-wrap: anywhere; }
 .found { border-collapse: collapse; width: 100%; } .found th { text-align: left; font-weight: 600; }
 .found th, .found td { padding: 0.25rem 0.6rem 0.25rem 0; border-bottom: 1px solid var(--border-color-primary); }
@@ -54,13 +60,18 @@ class _Inputs:
     model: gr.Dropdown
     card: gr.Markdown
     score: gr.Slider
+    run: gr.Button
+    stop: gr.Button
+
+
+@dataclasses.dataclass(frozen=True)
+class _Views:
+    """What the user sets to look into a model."""
     view: gr.Radio
     block: gr.Number
     across: gr.Slider
     down: gr.Slider
     noise: gr.Checkbox
-    run: gr.Button
-    stop: gr.Button
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +230,6 @@ def _lay_out_task(page: _Page) -> gr.Radio:
 def _lay_out_inputs(page: _Page, task: gr.Radio) -> _Inputs:
     models = page.offered(task.value)
     key = models[0][1] if models else None
-    understanding = task.value == UNDERSTAND
     photo = gr.Image(label='Picture', sources=['upload', 'clipboard', 'webcam'], type='filepath', image_mode=None,
                      height=280, buttons=['fullscreen'], elem_id='photo')
     about = gr.Markdown('', elem_id='about')
@@ -229,18 +239,23 @@ def _lay_out_inputs(page: _Page, task: gr.Radio) -> _Inputs:
     model = gr.Dropdown(models, value=key, label='Model', info='Type to search.', elem_id='model')
     card = gr.Markdown(page.card(key), elem_id='card')
     score = gr.Slider(0.05, 0.95, 0.3, step=0.05, label='Lowest score', visible=task.value == 'Detect')
-    view = gr.Radio(VIEWS, value=VIEWS[1], label='View', visible=understanding, elem_id='view')
-    block = gr.Number(0, label='Block', info='Among those that scan, from 0; -1 is the last one.', precision=0,
-                      visible=understanding, elem_id='block')
-    across = gr.Slider(0, 100, 50, step=0.5, label='Pixel, from the left (%)', info='Or click on the picture.',
-                       visible=False, elem_id='across')
-    down = gr.Slider(0, 100, 50, step=0.5, label='Pixel, from the top (%)', visible=False, elem_id='down')
-    noise = gr.Checkbox(True, label='Mean over noise, as usual, instead of the picture', visible=False)
     with gr.Row():
         run = gr.Button('Run', variant='primary', scale=3, min_width=120, elem_id='run')
         stop = gr.Button('Stop', scale=1, min_width=80, elem_id='stop')
-    return _Inputs(photo, gr.State(None), about, samples, task, model, card, score, view, block, across, down, noise,
-                   run, stop)
+    return _Inputs(photo, gr.State(None), about, samples, task, model, card, score, run, stop)
+
+
+def _lay_out_views(visible: bool) -> _Views:
+    view = gr.Radio(VIEWS, value=VIEWS[1], label='View', visible=visible, elem_id='view')
+    noise = gr.Checkbox(True, label='Mean over noise, as usual, instead of the picture', visible=False)
+    with gr.Row():
+        block = gr.Number(0, label='Block', info='Of those that scan, from 0; -1 is the last.', precision=0,
+                          visible=visible, elem_id='block', min_width=150)
+        across = gr.Slider(0, 100, 50, step=0.5, label='Pixel, from the left (%)', info='Or click on the picture.',
+                           visible=False, elem_id='across', min_width=150)
+        down = gr.Slider(0, 100, 50, step=0.5, label='Pixel, from the top (%)', info='Or click on the picture.',
+                         visible=False, elem_id='down', min_width=150)
+    return _Views(view, block, across, down, noise)
 
 
 def _lay_out_results() -> _Results:
@@ -272,14 +287,16 @@ def build_app(engine: Engine, choices: Sequence[Choice]) -> gr.Blocks:
         with gr.Row():
             with gr.Column(scale=5, min_width=320):
                 inputs = _lay_out_inputs(page, task)
-            with gr.Column(scale=7, min_width=320, elem_id='results'):
+            with gr.Column(scale=7, min_width=320):
+                views = _lay_out_views(task.value == UNDERSTAND)
                 results = _lay_out_results()
-        _connect_choices(page, inputs, results)
-        _connect_run(page, inputs, results)
+        _connect_photo(page, inputs, results)
+        _connect_choices(page, inputs, views, results)
+        _connect_run(page, inputs, views, results)
     return app
 
 
-def _connect_choices(page: _Page, inputs: _Inputs, results: _Results) -> None:
+def _connect_photo(page: _Page, inputs: _Inputs, results: _Results) -> None:
     def open_photo(payload: Any) -> dict[Any, Any]:
         updates = {inputs.original: None, inputs.about: '', results.status: EMPTY, **results.hidden()}
         try:
@@ -300,34 +317,34 @@ def _connect_choices(page: _Page, inputs: _Inputs, results: _Results) -> None:
         updates = open_photo({'path': str(path), 'orig_name': path.name})
         return {**updates, inputs.photo: str(path), inputs.about: f'{name}: {updates[inputs.about]}'}
 
+    opened = [inputs.original, inputs.photo, inputs.about, results.status, *results.hidden()]
+    inputs.photo.input(open_photo, inputs.photo, opened, preprocess=False, **QUICK)
+    inputs.photo.clear(lambda: open_photo(None), None, opened, **QUICK)
+    inputs.samples.click(take_sample, inputs.samples, opened, **QUICK)
+
+
+def _connect_choices(page: _Page, inputs: _Inputs, views: _Views, results: _Results) -> None:
+    def choose_view(task: str, view: str) -> dict[Any, Any]:
+        chosen = view if task == UNDERSTAND else None
+        return {views.block: gr.update(visible=chosen in VIEWS[1:]),
+                views.noise: gr.update(visible=chosen == VIEWS[0]),
+                **{part: gr.update(visible=chosen == VIEWS[2]) for part in (views.across, views.down)}}
+
     def choose_task(task: str, view: str) -> dict[Any, Any]:
         models = page.offered(task)
         key = models[0][1] if models else None
         return {inputs.model: gr.update(choices=models, value=key), inputs.card: page.card(key),
                 inputs.score: gr.update(visible=task == 'Detect'), **choose_view(task, view),
-                inputs.view: gr.update(visible=task == UNDERSTAND), results.status: EMPTY, **results.hidden()}
+                views.view: gr.update(visible=task == UNDERSTAND), results.status: EMPTY, **results.hidden()}
 
-    def choose_view(task: str, view: str) -> dict[Any, Any]:
-        chosen = view if task == UNDERSTAND else None
-        return {inputs.block: gr.update(visible=chosen in VIEWS[1:]),
-                inputs.noise: gr.update(visible=chosen == VIEWS[0]),
-                **{part: gr.update(visible=chosen == VIEWS[2]) for part in (inputs.across, inputs.down)}}
-
-    options = [inputs.block, inputs.noise, inputs.across, inputs.down]
-    shown = list(results.hidden())
-    quick: dict[str, Any] = dict(show_progress='hidden', api_visibility='private')
-    opened = [inputs.original, inputs.photo, inputs.about, results.status, *shown]
-    inputs.photo.input(open_photo, inputs.photo, opened, preprocess=False, **quick)
-    inputs.photo.clear(lambda: open_photo(None), None, opened, **quick)
-    inputs.samples.click(take_sample, inputs.samples, opened, **quick)
-    inputs.task.change(choose_task, [inputs.task, inputs.view],
-                       [inputs.model, inputs.card, inputs.score, inputs.view, *options, results.status, *shown],
-                       **quick)
-    inputs.view.change(choose_view, [inputs.task, inputs.view], options, **quick)
-    inputs.model.input(page.card, inputs.model, inputs.card, **quick)
+    options = [views.block, views.noise, views.across, views.down]
+    inputs.task.change(choose_task, [inputs.task, views.view], [
+        inputs.model, inputs.card, inputs.score, views.view, *options, results.status, *results.hidden()], **QUICK)
+    views.view.change(choose_view, [inputs.task, views.view], options, **QUICK)
+    inputs.model.input(page.card, inputs.model, inputs.card, **QUICK)
 
 
-def _connect_run(page: _Page, inputs: _Inputs, results: _Results) -> None:
+def _connect_run(page: _Page, inputs: _Inputs, views: _Views, results: _Results) -> None:
     def run(payload: Any, original: tuple[str, str, str] | None, task: str, key: str | None, score: float,
             view: str, block: float, across: float, down: float, noise: bool, progress: gr.Progress = PROGRESS) -> Any:
         def report(done: int, total: int) -> None:
@@ -352,16 +369,15 @@ def _connect_run(page: _Page, inputs: _Inputs, results: _Results) -> None:
         width, height = photo.rgb.size
         return round(100 * event.index[0] / width, 1), round(100 * event.index[1] / height, 1)
 
-    given = [inputs.photo, inputs.original, inputs.task, inputs.model, inputs.score, inputs.view, inputs.block,
-             inputs.across, inputs.down, inputs.noise]
-    work: dict[str, Any] = dict(outputs=[inputs.model, results.status, *results.hidden()], api_visibility='private',
-                                show_progress_on=results.status, scroll_to_output=True, concurrency_limit=1,
-                                concurrency_id='model')
+    given = [inputs.photo, inputs.original, inputs.task, inputs.model, inputs.score, views.view, views.block,
+             views.across, views.down, views.noise]
     # the picture goes as it was uploaded: what is wrong with it is said by us
-    inputs.run.click(run, given, preprocess=False, **work)
-    inputs.stop.click(page.engine.stop, None, None, queue=False, show_progress='hidden', api_visibility='private')
-    inputs.photo.select(aim, [inputs.photo, inputs.original], [inputs.across, inputs.down], preprocess=False,
-                        show_progress='hidden', api_visibility='private')
+    ran = inputs.run.click(run, given, [inputs.model, results.status, *results.hidden()], preprocess=False,
+                           show_progress_on=results.status, concurrency_limit=1, concurrency_id='model',
+                           api_visibility='private')
+    ran.then(None, None, None, js=TO_RESULT, **QUICK)
+    inputs.stop.click(page.engine.stop, None, None, queue=False, **QUICK)
+    inputs.photo.select(aim, [inputs.photo, inputs.original], [views.across, views.down], preprocess=False, **QUICK)
 
 
 def serve(app: gr.Blocks, host: str, port: int, max_size: float, browser: bool = False) -> str:

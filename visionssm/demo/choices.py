@@ -78,8 +78,7 @@ class Choice:
             return f'{self.name} (random weights)'
         if self.is_here:
             return self.name
-        assert self.entry is not None
-        return f'{self.name} (to download{_of_size(self.entry.size)})'
+        return f'{self.name} ({", ".join(["to download", *self._size()])})'
 
     def card(self) -> str:
         """Return what is known about it in a line of Markdown."""
@@ -88,12 +87,16 @@ class Choice:
             return ' · '.join([*facts, 'random weights: nothing is learnt, only the architecture shows'])
         if self.entry is None:
             return ' · '.join([*facts, _megabytes(os.path.getsize(self.key)), f'file {Path(self.key).name}'])
-        if self.entry.size:
-            facts.append(_megabytes(self.entry.size))
-        facts += [f'licence: {self.entry.licence}', f'trained on {self.entry.trained_on}']
+        facts += [*self._size(), f'licence: {self.entry.licence}', f'trained on {self.entry.trained_on}']
         facts += [f'{name} {value:g} (stated)' for name, value in list(self.entry.metric.items())[:2]]
         facts.append(self.entry.paper)
         return ' · '.join(facts if self.is_here else [*facts, 'its weights are downloaded on first use'])
+
+    def _size(self) -> list[str]:
+        """The size of the file to fetch, or nothing where it is not known."""
+        assert self.entry is not None
+        size = _megabytes(self.entry.size) if self.entry.size else self.entry.about
+        return [size] if size else []
 
     def _parameters(self) -> list[str]:
         if not self.analysable:
@@ -109,10 +112,6 @@ def _parameters(name: str, arguments: tuple[tuple[str, Any], ...]) -> int:
 
 def _megabytes(size: int) -> str:
     return f'{size / 1e6:.3g} MB'
-
-
-def _of_size(size: int | None) -> str:
-    return f', {_megabytes(size)}' if size else ''
 
 
 def _hashable(value: Any) -> Any:

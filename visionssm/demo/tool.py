@@ -84,15 +84,25 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+@contextlib.contextmanager
+def _orderly_end() -> Iterator[None]:
+    """Let an ordinary end of the process remove the uploads too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _demo(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format='%(levelname)s: %(message)s')
     logging.getLogger('httpx').setLevel(logging.WARNING)
     check_port(args.host, args.port)
-    if threading.current_thread() is threading.main_thread():
-        # an ordinary end of the process too removes the uploads
-        signal.signal(signal.SIGTERM, _interrupt)
     app = None
-    with _workspace() as folder:
+    with _orderly_end(), _workspace() as folder:
         try:
             from .app import build_app, serve
             from .choices import all_choices
