@@ -350,7 +350,21 @@ def convert_back(source: Source, name: str | None = None) -> Conversion:
     if official.derived(model) and not any(value.is_meta for value in state_dict.values()):
         model = known.build(meta=False)
     back = rename_to_official(family, model, state_dict, official_class=official_class)
+    if known.config is None:
+        _check_counterpart(known.name, family, official_class, back)
     return Conversion(back, metadata={'producer': f'visionssm {__version__}'}, **report)
+
+
+def _check_counterpart(name: str, family: str, official_class: str, back: Mapping[str, torch.Tensor]) -> None:
+    """Raise where the official code cannot build a model of these shapes, because ours has options of its own."""
+    try:
+        fit = fit_family(family, back, official_class=official_class)
+    except ValueError:
+        return  # the keys do not tell the configuration, so there is nothing to compare with
+    if fit.gaps:
+        parts = '; '.join(f'{len(keys)} {label}, the first one {keys[0]}' for label, keys in fit.gaps.items())
+        raise CheckpointError(f'This {name} has no counterpart in the code of its authors ({family}, '
+                              f'{official_class}): {parts}.')
 
 
 @dataclass(frozen=True)
@@ -380,21 +394,21 @@ def _ours(source: Source, name: str | None) -> tuple[Mapping[str, torch.Tensor],
     """Find out what model a file in our layout is of."""
     state_dict = source.state_dict
     try:
-        config = json.loads(source.metadata.get('config', '{}'))
-        official = json.loads(source.metadata.get('official', '{}'))
-    except ValueError as error:
+        config = dict(json.loads(source.metadata.get('config', '{}')))
+        official = dict(json.loads(source.metadata.get('official', '{}')))
+        stored = tuple(official[part] for part in ('family', 'class', 'config')) if official else ()
+    except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f'The header of {source.path} is damaged: {error}.') from error
-    if official and name in (None, config.get('architecture')):
-        return state_dict, _Known(config.get('architecture', ''), config.get('model_args') or {}, official['family'],
-                                  official['class'], official['config'])
+    architecture, arguments = config.get('architecture'), dict(config.get('model_args') or {})
+    if stored and name in (None, architecture):
+        return state_dict, _Known(architecture or '', arguments, *stored)
+    if architecture and name in (None, architecture):
+        if 'num_classes' in config:
+            arguments.setdefault('num_classes', config['num_classes'])
+        return state_dict, _Known(architecture, arguments)
     fit = fit_ours(state_dict)
     if fit is not None:
         state_dict = fit.state_dict
-    if name is None and config.get('architecture'):
-        arguments = dict(config.get('model_args') or {})
-        if 'num_classes' in config:
-            arguments.setdefault('num_classes', config['num_classes'])
-        return state_dict, _Known(config['architecture'], arguments)
     if fit is None:
         if name is None:
             raise CheckpointError(_foreign(source))

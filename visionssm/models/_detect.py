@@ -210,6 +210,11 @@ def find_variant(fit: Fit, name: str | None = None) -> Variant:
             variant = _build(candidates, own, {key: wanted[key] for key in free if key in gaps[own]}, fit, known)
             if variant is not None:
                 return variant
+        # ratios are told roughly, and often are those of the model
+        exact = {key: value for key, value in gaps[ranked[0]].items() if not isinstance(value, float)}
+        variant = _build(candidates, ranked[0], exact, fit, known)
+        if variant is not None:
+            return variant
     variant = _build(candidates, ranked[0], gaps[ranked[0]], fit, known)
     if variant is None:
         raise CheckpointError(f'The weights are no {ranked[0]}, whatever its arguments are')
