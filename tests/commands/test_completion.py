@@ -87,6 +87,14 @@ def test_other_shells_get_scripts_that_they_can_read(monkeypatch, run, tmp_path,
             'vssd_tiny', 'vssd_tiny.in1k', 'vssd_tiny.mesa_in1k'}
 
 
+def test_the_script_goes_to_a_file_whose_folder_is_made(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(cli, 'COMMANDS', {name: cli.COMMANDS[name] for name in ('completion', 'info')})
+    done = run('completion', 'bash', '-o', tmp_path / 'completions' / 'visionssm')
+    assert done.code == 0 and str(tmp_path) in done.out
+    assert 'vssd_tiny' in (tmp_path / 'completions' / 'visionssm').read_text()
+    assert run('completion', 'bash', '-o', tmp_path).code == 1
+
+
 def test_an_unknown_shell_is_refused(run):
     done = run('completion', 'cmd')
     assert done.code == 2 and "invalid choice: 'cmd'" in done.err

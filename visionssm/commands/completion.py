@@ -2,6 +2,7 @@
 import argparse
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 
 import shtab
 
@@ -62,13 +63,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('shell', choices=shtab.SUPPORTED_SHELLS)
+    parser.add_argument('-o', '--out', metavar='FILE', help='write the script there instead of to the standard output')
 
 
 def _completion(args: argparse.Namespace) -> int:
-    sys.stdout.write(shtab.complete(build_parser(), args.shell) + '\n')
+    script = shtab.complete(build_parser(), args.shell) + '\n'
+    if args.out is None:
+        sys.stdout.write(script)
+        return 0
+    out = Path(args.out).expanduser()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(script, encoding='utf-8')
+    sys.stdout.write(f'{out}: it counts in new shells\n')
     return 0
 
 
 completion = Command('Write a script that lets a shell complete commands, options and names of models. In bash: '
-                     'visionssm completion bash > ~/.local/share/bash-completion/completions/visionssm', _add_options,
+                     'visionssm completion bash -o ~/.local/share/bash-completion/completions/visionssm', _add_options,
                      _completion)

@@ -353,8 +353,8 @@ def run_restoration(
         logger.info('%s is a model of gray pictures; of colours it restores the brightness alone', facts.name)
     job = _Job(restorer, args, out, {path.resolve() for path in paths}, set(), UniqueNames())
     failed = {str(error.filename): str(error.strerror) for error in unread}
-    for path, reason in failed.items():
-        report.fail(path, reason)
+    for folder, problem in failed.items():
+        report.fail(folder, problem)
     done = 0
     for number, path in enumerate(paths, 1):
         reason = _attempt(_video if is_video(path) else _picture, job, path,
