@@ -80,7 +80,6 @@ def copy_weights(name: str, folder: str) -> None:
 # What blocks take for granted: a text of the block, and what happens before it.
 GIVEN = {
     'restore_tiled(model, small': 'small = torch.rand(1, 3, 24, 32)',
-    'effective_receptive_field(model, images)': 'images, mean, std = torch.rand(1, 3, 128, 128), (0.5,) * 3, (0.2,) * 3',
     'prepare_image(image) for image in images': (
         'images = [torch.randint(256, (3, 40, 50), dtype=torch.uint8)]; '
         'masks = torch.randint(2, (1, 1, 256, 256)).float()'),
