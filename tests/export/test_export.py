@@ -88,6 +88,19 @@ def test_the_comparison_sees_other_weights(exported: tuple[Path, dict]):
     assert compare_onnx(other, exported[0], example_inputs(other), 0).error > 1e-2
 
 
+def test_feature_maps_of_any_number_of_pictures_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                             capsys: pytest.CaptureFixture):
+    import onnx
+    monkeypatch.setattr(tool, 'create_model', functools.partial(visionssm.create_model, out_indices=[0], **ONE_LAYER))
+    path = tmp_path / 'model.onnx'
+    assert tool.export(['vim_pico', '--features', '--dynamic', '--runs', '0', '--json', '-o', str(path)]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result['pictures'] == [1, 3] and result['relative_error'] < 1e-5 and 'pytorch_ms' not in result
+    output, = onnx.load(path).graph.output
+    batch, *shape = output.type.tensor_type.shape.dim
+    assert batch.dim_param and [side.dim_value for side in shape] == [16, 7, 7]
+
+
 def test_an_archive_keeps_our_ops_when_told_to(tmp_path: Path):
     model = build('vim_pico', **ONE_LAYER)
     inputs = example_inputs(model)
