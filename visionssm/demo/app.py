@@ -150,8 +150,9 @@ class _Page:
         if choice is None:
             raise ValueError('There is no model for this task: give weights by visionssm demo --checkpoint FILE')
         if task == UNDERSTAND:
-            given = None if view.pop('noise') and view['view'] == VIEWS[0] else photo
-            drawn = look(self.engine, choice, photo=given, progress=report, **view)
+            details = dict(view)
+            given = None if details.pop('noise') and view['view'] == VIEWS[0] else photo
+            drawn = look(self.engine, choice, photo=given, progress=report, **details)
             return {results.status: _paragraph(drawn.note),
                     results.picture: gr.update(value=drawn.picture, visible=True, label=view['view'])}
         if photo is None:

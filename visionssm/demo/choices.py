@@ -54,7 +54,7 @@ class Choice:
     @property
     def is_here(self) -> bool:
         """Whether its weights need no download."""
-        return self.source != 'catalogue' or look_up(self.entry) is not None
+        return self.entry is None or look_up(self.entry) is not None
 
     @property
     def title(self) -> str:
