@@ -201,7 +201,7 @@ def measure_all(quick: bool = False) -> dict[str, dict[str, Any]]:
 
 def pages(sizes_of: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[Path, str]]:
     """Yields every file with the text that it should have."""
-    rows = ',\n'.join(f'{json.dumps(name)}: {json.dumps(row, sort_keys=True)}' for name, row in sizes_of.items())
+    rows = ',\n'.join(f'{json.dumps(name)}: {json.dumps(row)}' for name, row in sizes_of.items())
     yield MEASURED, f'{{\n{rows}\n}}\n'
     families: dict[str, list[Card]] = {}
     shown: dict[str, list[Card]] = {}
