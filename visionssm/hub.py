@@ -23,10 +23,11 @@ from ._version import __version__
 from .checkpoints import CheckpointError, check_fit, load_state_dict, save_safetensors
 from .checkpoints.download import is_offline
 from .checkpoints.load import read_metadata
-from .checkpoints.transfer import DownloadError, write_text
+from .checkpoints.transfer import DownloadError
 from .conversion import Source
 from .models._describe import CLASSIFICATION, task_of, timm_config
 from .models._detect import Unfilled, find_rivals, find_variant, fit_ours
+from .utils.files import atomic_write
 
 __all__ = ['HUB', 'Package', 'pack', 'pull', 'push']
 
@@ -72,8 +73,8 @@ class Package:
         """
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / 'README.md').exists():
-            write_text(folder / 'README.md', self.card(title, licence))
-        write_text(folder / 'config.json', json.dumps(self.config, indent=2))
+            atomic_write(self.card(title, licence), folder / 'README.md')
+        atomic_write(json.dumps(self.config, indent=2), folder / 'config.json')
         save_safetensors(self.state_dict, folder / _WEIGHTS, self.metadata)
 
     def licence(self) -> str | None:

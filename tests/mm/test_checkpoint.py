@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from visionssm.checkpoints import CheckpointError
-from visionssm.openmmlab.checkpoint import atomic_save, atomic_write, is_whole, load_weights
+from visionssm.openmmlab.checkpoint import atomic_save, is_whole, load_weights
+from visionssm.utils.files import atomic_write
 
 ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
 BEST = dict(checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=2, save_best='accuracy/top1'))

@@ -4,13 +4,13 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..utils.files import atomic_write
 from .attention import ScanAttention
 from .receptive_field import ReceptiveField
 from .routes import BlockRoutes, ScanRoute
@@ -74,16 +74,9 @@ def save_picture(picture: Image.Image, path: str | os.PathLike) -> None:
         picture: The picture.
         path: Where; missing folders are made.
     """
-    path = Path(path)
     buffer = io.BytesIO()
     picture.save(buffer, 'PNG', optimize=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_bytes(buffer.getbuffer())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write(buffer.getbuffer(), path)
 
 
 class _Scale(NamedTuple):

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import safetensors
 import torch
 from PIL import Image, ImageOps
 from torch import nn
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from .._factory import create_model
 from ..checkpoints import CheckpointError
+from ..checkpoints.load import read_metadata
 from ..data.photos import read_photograph
 from ..export.inputs import example_inputs
 from ..utils.command import Command, check_folder
@@ -116,12 +116,9 @@ def _config(path: str) -> Mapping[str, Any]:
     """Return what an export of ours says about its model; nothing for other files."""
     if not Path(path).is_file():
         raise FileNotFoundError(f'the checkpoint {path} does not exist')
-    if not path.endswith('.safetensors'):
-        return {}
     try:
-        with safetensors.safe_open(path, framework='pt') as file:
-            return json.loads((file.metadata() or {}).get('config', '{}'))
-    except (safetensors.SafetensorError, json.JSONDecodeError) as error:
+        return json.loads(read_metadata(path).get('config', '{}'))
+    except json.JSONDecodeError as error:
         raise CheckpointError(f'{path} cannot be read: {error}') from error
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 import torch
 
 from visionssm._version import __version__
+from visionssm.utils.files import atomic_write
 
 from .catalogue import Entry
 from .download import Cached, cache_root, fetch, look_up
 from .load import CheckpointError, load_state_dict, save_safetensors
-from .transfer import hash_file, write_text
+from .transfer import hash_file
 from .ultralytics import read_ultralytics
 
 __all__ = ['load_pretrained', 'read_entry']
@@ -93,7 +94,7 @@ def _keep(state_dict: Mapping[str, torch.Tensor], kept: Path, entry: Entry, cach
         _note(kept).unlink(missing_ok=True)
         save_safetensors(state_dict, kept, {'name': entry.name, 'source': cached.source, 'sha256': cached.sha256,
                                             'licence': entry.licence, 'repository': entry.repository})
-        write_text(_note(kept), hash_file(kept))
+        atomic_write(hash_file(kept), _note(kept))
     except OSError as error:
         _logger.warning('The converted weights of %s are not kept, so the next load converts them again: %s',
                         entry.name, error)

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 
 from visionssm._version import __version__
+from visionssm.utils.files import atomic_write
 
 from .catalogue import Entry, split_hub
 from .load import CheckpointError
-from .transfer import DownloadError, fetch_file, hash_file, write_text
+from .transfer import DownloadError, fetch_file, hash_file
 
 __all__ = ['Cached', 'Remote', 'add_file', 'cache_root', 'fetch', 'fetch_many', 'is_offline', 'look_up']
 
@@ -305,7 +306,7 @@ def _record(place: Path, path: Path, digest: str, source: str) -> Cached:
               'fetched': datetime.now(timezone.utc).isoformat(timespec='seconds')}
     if path != place:
         record['path'] = str(path.absolute())
-    write_text(_note(place), json.dumps(record, indent=1))
+    atomic_write(json.dumps(record, indent=1), _note(place))
     return Cached(path, digest, source)
 
 

@@ -12,11 +12,10 @@ import os
 import pickle
 import re
 import struct
-import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from visionssm.utils.files import replacing
 from visionssm.utils.suggest import list_names
 
 from .archive import check_archive
@@ -234,7 +234,7 @@ def save_safetensors(
         OSError: The disk is full or not writable; the target is left as it was and no temporary file remains.
     """
     tensors = {key: value.detach().to('cpu').contiguous().clone() for key, value in state_dict.items()}
-    with _replacing(Path(path)) as temporary:
+    with replacing(path) as temporary:
         try:
             safetensors.torch.save_file(tensors, temporary, metadata={'format': 'pt', **(metadata or {})})
         except safetensors.SafetensorError as error:
@@ -259,35 +259,9 @@ def save_torch(content: Mapping[str, Any], path: str | os.PathLike) -> Path:
     # in memory first, because torch's own writer may abort the process when a disk is full
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with _replacing(Path(path)) as temporary:
-        Path(temporary).write_bytes(buffer.getbuffer())
+    with replacing(path) as temporary:
+        temporary.write_bytes(buffer.getbuffer())
     return Path(path)
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[str]:
-    """Give a name to write to; what is there at the end takes the place of a file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.', suffix='.tmp')
-    os.close(handle)
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-
-
-def _flush(path: str) -> None:
-    handle = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(handle)
-        # mkstemp makes files private; a checkpoint follows the user's umask like any other file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(path, 0o666 & ~umask)
-    finally:
-        os.close(handle)
 
 
 def _strip(key: str) -> str:

@@ -20,8 +20,9 @@ from typing import IO, Any
 from tqdm import tqdm
 
 from visionssm._version import __version__
+from visionssm.utils.files import atomic_write
 
-__all__ = ['DownloadError', 'fetch_file', 'hash_file', 'write_text']
+__all__ = ['DownloadError', 'fetch_file', 'hash_file']
 
 _logger = logging.getLogger('visionssm')
 _BLOCK = 1 << 20
@@ -59,16 +60,6 @@ def _hash_blocks(file: IO[bytes]) -> str:
     while block := file.read(_BLOCK):
         digest.update(block)
     return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file so that its name shows the old content or all of the new."""
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        temporary.write_text(text, encoding='utf-8')
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def fetch_file(
@@ -271,4 +262,4 @@ def _write_state(part: Path, url: str, response: Any) -> None:
     # a weak one does not promise equal bytes
     validator = etag if etag and not etag.startswith('W/') else response.headers.get('Last-Modified', '')
     with _disk(part):
-        write_text(_state(part), json.dumps({url: validator}))
+        atomic_write(json.dumps({url: validator}), _state(part))

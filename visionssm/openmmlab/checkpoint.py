@@ -37,34 +37,11 @@ from ..checkpoints.training import mmengine_values
 from ..models._builder import load_official_keys
 from ..models._describe import timm_config
 from ..registry import HOOKS
+from ..utils.files import atomic_write
 from ..utils.suggest import list_names
 from .scopes import EXTRAS
 
 SCHEME = 'visionssm://'
-
-
-def atomic_write(content: bytes | memoryview, path: str | os.PathLike) -> None:
-    """Write a file so that its name shows either the old content or all of the new.
-
-    Args:
-        content: What to write.
-        path: Where; missing folders are made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-    try:
-        with open(temporary, 'wb') as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, f'cannot write {path} ({len(content) / 2**20:.1f} MiB): {error.strerror}; '
-                      'files that were there are untouched. Free some space or give another place, then run it '
-                      'again (a training: with --resume)') from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def atomic_save(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:

@@ -22,9 +22,9 @@ from mmengine.device import get_device
 from .._version import __version__
 from ..analysis import count_flops
 from ..utils.command import run_command
+from ..utils.files import atomic_write
 from ..utils.paths import config_root
 from .check import ConfigError
-from .checkpoint import atomic_write
 from .classifier import create_timm_model
 from .cli import USER_ERRORS, train, train_config
 from .visuals import read_scalars, save_comparison, write_json

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
 
-from .checkpoint import atomic_write
+from ..utils.files import atomic_write
 from .data import READ_ERRORS
 from .image_io import ORIENTATION, decode_image
 

@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 
 from ..checkpoints import CheckpointError, save_safetensors
-from .checkpoint import atomic_write
+from ..utils.files import atomic_write
 from .scopes import SCOPES
 
 __all__ = ['export_dense', 'read_config']

@@ -18,9 +18,10 @@ from mmengine.utils import import_modules_from_strings
 from PIL import Image
 from tqdm import tqdm
 
+from ..utils.files import atomic_write
 from ..utils.reporting import Report
 from .check import ConfigError
-from .checkpoint import atomic_write, load_any_weights
+from .checkpoint import load_any_weights
 from .data import READ_ERRORS
 from .evaluate_dense import VISUALIZERS, without_pretraining
 from .facts import DenseFacts

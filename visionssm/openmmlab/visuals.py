@@ -15,7 +15,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ..registry import HOOKS
-from .checkpoint import atomic_write
+from ..utils.files import atomic_write
 from .data import convert_mode
 from .image_io import open_image, orient
 from .metrics import Accuracy

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from ...diffusion.fidelity import Moments, frechet_distance, inception_score, moments, precision_recall
 from ...registry import DATASETS
 from ...utils.command import Command
+from ...utils.files import atomic_write
 from ...utils.reporting import Report
 from ..check import ConfigError
-from ..checkpoint import atomic_write
 from ..cli import USER_ERRORS, _OptionsAction, load_config
 from ..data import batches
 from ..image_io import open_image

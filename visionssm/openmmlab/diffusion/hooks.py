@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
-from ..checkpoint import atomic_write
+from ...utils.files import atomic_write
 from ..hooks import EMAHook
 from .sample import draw, make_pipeline, to_grid
 

@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from ...checkpoints import save_safetensors
 from ...utils.command import Command
+from ...utils.files import atomic_write
 from ..check import ConfigError
-from ..checkpoint import atomic_write
 from ..data import READ_ERRORS, UnreadableImagesError
 from ..datasets import TimmDataset
 from .data import ADMCenterCrop

@@ -21,10 +21,11 @@ from tqdm import tqdm
 from ...checkpoints import CheckpointError
 from ...registry import DATASETS, MODELS
 from ...utils.command import Command, check_folder
+from ...utils.files import atomic_write
 from ...utils.reporting import Report
 from ...utils.suggest import did_you_mean
 from ..check import ConfigError
-from ..checkpoint import atomic_write, load_any_weights
+from ..checkpoint import load_any_weights
 from ..cli import _OptionsAction, load_config
 from ..data import batches
 from ..facts import describe_dense

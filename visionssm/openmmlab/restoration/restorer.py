@@ -18,8 +18,9 @@ from ...checkpoints import CheckpointError, save_safetensors
 from ...registry import MODELS
 from ...restoration.losses import CharbonnierLoss, PixelLoss
 from ...restoration.tiling import Progress, restore_official, restore_tiled, self_ensemble
+from ...utils.files import atomic_write
 from ...utils.suggest import did_you_mean
-from ..checkpoint import atomic_write, read_weights
+from ..checkpoint import read_weights
 
 __all__ = ['ImageRestorer', 'create_restorer', 'restore']
 
