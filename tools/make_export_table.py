@@ -84,7 +84,8 @@ def measure(name: str, size: tuple[int, int], dynamic: bool, runs: int) -> dict[
                    *(['--dynamic'] if dynamic else [])]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return {'error': (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}
+        said = (done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]
+        return {'error': said.removeprefix('error: ').replace(os.fspath(Path(folder, 'model.onnx')), 'the file')}
     return json.loads(done.stdout.splitlines()[-1])
 
 
