@@ -108,8 +108,10 @@ def _cells(row: dict[str, Any]) -> Iterator[str]:
     if 'error' in row:
         yield from ('', f'failed: {row["error"]}', *[''] * 5)
         return
-    slow, torch_ms = row['onnxruntime_ms'], row['pytorch_ms']
-    yield from (', '.join(map(str, row['pictures'])), f'{row["relative_error"]:.1e}', str(row['nodes']),
+    slow, torch_ms, error = row['onnxruntime_ms'], row['pytorch_ms'], f'{row["relative_error"]:.1e}'
+    if 'own_rounding' in row:
+        error += f' (the model from itself in float64: {row["own_rounding"]:.1e})'
+    yield from (', '.join(map(str, row['pictures'])), error, str(row['nodes']),
                 f'{row["megabytes"]:.1f}', f'{slow:.0f}', f'{torch_ms:.0f}', f'{slow / torch_ms:.2f}')
 
 
@@ -167,8 +169,8 @@ def _make(args: argparse.Namespace) -> int:
         row = measure(name, size, args.dynamic, args.runs)
         tqdm.write(f'{key}: {row.get("error") or row["relative_error"]}', file=sys.stderr)
         failed += 'error' in row
-        kept = {key: row[key] for key in ('pictures', 'relative_error', 'nodes', 'megabytes', 'onnxruntime_ms',
-                                          'pytorch_ms', 'error') if key in row}
+        kept = {key: row[key] for key in ('pictures', 'relative_error', 'own_rounding', 'nodes', 'megabytes',
+                                          'onnxruntime_ms', 'pytorch_ms', 'error') if key in row}
         rows[key] = {'name': name, 'task': known[name], 'size': list(size), **kept, 'setup': here,
                      'date': datetime.date.today().isoformat()}
         _write(ROWS, json.dumps(dict(sorted(rows.items())), indent=1) + '\n')

@@ -1,4 +1,5 @@
 """Whether an exported graph gives what the model gives, and how long both take."""
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from torch import nn
 from .archive import need
 from .inputs import Inputs
 
-__all__ = ['Comparison', 'compare_onnx', 'count_nodes']
+__all__ = ['Comparison', 'compare_onnx', 'count_nodes', 'own_rounding']
 
 
 class Comparison(NamedTuple):
@@ -26,6 +27,27 @@ def _flat(outputs: Any) -> list[torch.Tensor]:
     if isinstance(outputs, torch.Tensor):
         return [outputs]
     return [tensor for part in outputs for tensor in _flat(part)]
+
+
+def _difference(expected: torch.Tensor, found: torch.Tensor) -> float:
+    return float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-12))
+
+
+def own_rounding(model: nn.Module, inputs: Inputs) -> float:
+    """Return how far a model is from itself in float64: no file can be expected to be much closer to it.
+
+    Args:
+        model: The model.
+        inputs: What it gets.
+
+    Returns:
+        Largest difference in any output, relative to the largest value of that output.
+    """
+    exact = copy.deepcopy(model).double()
+    with torch.inference_mode():
+        doubles = [tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs.tensors]
+        return max(_difference(wanted, given) for wanted, given in
+                   zip(_flat(exact(*doubles)), _flat(model(*inputs.tensors)), strict=True))
 
 
 def _alternate(runs: int, *calls: Callable[[], object]) -> list[float]:
@@ -73,8 +95,7 @@ def compare_onnx(model: nn.Module, path: str | os.PathLike, inputs: Inputs, runs
     if [tuple(tensor.shape) for tensor in expected] != [array.shape for array in found]:
         raise ValueError(f'{path} gives outputs of the shapes {[array.shape for array in found]} and the model '
                          f'{[tuple(tensor.shape) for tensor in expected]}')
-    errors = [float((tensor - torch.from_numpy(array)).abs().max() / tensor.abs().max().clamp_min(1e-12))
-              for tensor, array in zip(expected, found, strict=True)]
+    errors = [_difference(tensor, torch.from_numpy(array)) for tensor, array in zip(expected, found, strict=True)]
     times = _alternate(runs, lambda: session.run(None, feed), run_model) if runs else [float('nan')] * 2
     return Comparison(max(errors), *times)
 
