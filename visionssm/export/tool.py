@@ -107,8 +107,8 @@ def _check(args: argparse.Namespace, model: nn.Module, out: Path, inputs: Inputs
         raise ValueError(f'{out} differs from the model by {error:.1e} of the largest value, more than {TOLERANCE:g}: '
                          'do not use it, and report the model and the versions of torch, onnx and onnxruntime')
     if rounding:
-        sys.stderr.write(f'warning: with these weights {args.name} multiplies rounding errors: it differs by '
-                         f'{rounding["own_rounding"]:.1e} from itself in float64, and the file from it by {error:.1e}\n')
+        sys.stderr.write(f'warning: with these weights {args.name} multiplies roundings: it differs by '
+                         f'{rounding["own_rounding"]:.1e} from itself in float64, the file from it by {error:.1e}\n')
     times = {'onnxruntime_ms': found.onnx_ms, 'pytorch_ms': found.torch_ms} if args.runs else {}
     return {'pictures': [1, 3] if args.dynamic else [1], 'relative_error': error, **rounding, **times}
 
