@@ -22,9 +22,13 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}-{threading.get_ident()}.tmp')
     try:
+        # some writers make files private; these follow the user's umask like any other file
+        temporary.touch()
+        mode = temporary.stat().st_mode & 0o777
         yield temporary
         with open(temporary, 'rb+') as file:
             os.fsync(file.fileno())
+        os.chmod(temporary, mode)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
