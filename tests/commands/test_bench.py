@@ -1,10 +1,13 @@
 """`visionssm bench` and the timing behind it: what is run, how often, and what is said about it. No time is tested."""
+import os
 import sys
+import time
+import types
 
 import pytest
 import torch
 
-from visionssm.analysis.timing import Timing, alternate, describe_machine, peak_memory
+from visionssm.analysis.timing import Timing, alternate, describe_machine, peak_memory, run_apart, runs_for, timed
 from visionssm.commands.bench import Case, build_run, compare_models
 
 CPU = torch.device('cpu')
@@ -34,6 +37,42 @@ def test_the_peak_of_memory_counts_what_is_freed_again():
         torch.ones(8_000_000)
 
     assert 30e6 < peak_memory(work, CPU) < 60e6
+    assert 30e6 < peak_memory(work, CPU) < 60e6, 'memory that was freed counts again'
+
+
+def test_an_accelerator_is_timed_by_events_on_its_stream(monkeypatch):
+    order: list[str] = []
+
+    class Event:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            order.append(f'record on {stream}')
+
+        def elapsed_time(self, end: 'Event') -> float:
+            assert end is not self and order[-1] == 'wait'
+            return 2.5
+
+    device = torch.device('xpu')
+    stream = types.SimpleNamespace(Event=Event, current_stream=lambda device: 'stream')
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: stream)
+    monkeypatch.setattr(torch.accelerator, 'synchronize', lambda device: order.append('wait'))
+    assert timed(lambda: order.append('run'), device) == 2.5
+    assert order == ['wait', 'record on stream', 'run', 'record on stream', 'wait']
+    monkeypatch.setattr(torch, 'get_device_module', lambda device: types.SimpleNamespace())
+    order.clear()
+    assert timed(lambda: order.append('run'), device) > 0 and order == ['wait', 'run', 'wait']
+
+
+def test_quick_contestants_run_more_often():
+    assert runs_for({'quick': int, 'slow': lambda: time.sleep(.02)}, CPU, .01)['slow'] == 1
+    assert runs_for({'quick': int}, CPU, .01)['quick'] > 10
+
+
+def test_a_process_that_ends_early_does_not_end_this_one():
+    with pytest.raises(ChildProcessError, match='memory ran out'):
+        run_apart(os._exit, 3)
 
 
 def test_a_machine_is_described():
@@ -43,7 +82,9 @@ def test_a_machine_is_described():
 
 @pytest.mark.parametrize('case', [Case('vmamba_pico', 2, 64), Case('vim_pico', dtype='bfloat16'),
                                   Case('mamba_yolo_pico', train=True), Case('dis_pico'), Case('mhs_vm_unet_pico'),
-                                  Case('test_vit', size=64)], ids=lambda case: case.model)
+                                  Case('test_vit', size=64),
+                                  Case('vssd_pico', 2, train=True, channels_last=True, update=True)],
+                         ids=lambda case: case.model)
 def test_models_of_every_task_and_of_timm_run(case):
     run, side = build_run(case)
     run()
@@ -59,6 +100,15 @@ def test_rows_say_what_was_measured():
     assert low <= second['speed'] <= high
 
 
+def test_a_model_that_does_not_run_leaves_the_others_their_rows():
+    cases = [Case('mamba_yolo_pico', 1, 65), Case('vmamba_pico', 1, 32)]
+    failed, ran = compare_models(cases, 2, 0, progress=False, keep_going=True)
+    assert 'does not run with inputs of (1, 3, 65, 65)' in failed['error'] and 'ms' not in failed
+    assert ran['speed'] == 1 and 'error' not in ran
+    with pytest.raises(ValueError, match='does not run'):
+        compare_models(cases, 2, 0, progress=False)
+
+
 def test_json_holds_all_combinations_alone_on_standard_output(run):
     threads = torch.get_num_threads()
     done = run('bench', 'vmamba_pico', '--batch-size', 1, 2, '--size', 32, 64, '--rounds', 1, '--warmup', 0,
@@ -69,7 +119,8 @@ def test_json_holds_all_combinations_alone_on_standard_output(run):
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs /proc')
 def test_memory_on_a_cpu_is_measured_in_a_process_of_its_own(run):
-    done = run('bench', 'vmamba_pico', '--batch-size', 16, '--rounds', 1, '--warmup', 0, '--memory')
+    done = run('bench', 'vmamba_pico', '--batch-size', 16, '--size', 128, '--rounds', 1, '--warmup', 0,
+               '--memory')
     *_, peak = done.out.splitlines()[-1].split()
     assert done.code == 0 and 5 < int(peak) < 500
 

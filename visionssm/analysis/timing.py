@@ -1,20 +1,27 @@
 """Time and memory of runs, measured so that what else a machine does falls on all contestants alike."""
 
+import ctypes
 import dataclasses
 import datetime
+import gc
+import math
+import multiprocessing
 import os
 import platform
 import re
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ['Timing', 'alternate', 'describe_machine', 'peak_memory', 'timed']
+__all__ = ['Timing', 'alternate', 'describe_machine', 'held_memory', 'peak_memory', 'run_apart', 'runs_for', 'timed']
 
 Run = Callable[[], Any]
 
@@ -54,12 +61,26 @@ def _wait(device: torch.device) -> None:
 
 
 def timed(run: Run, device: torch.device) -> float:
-    """Return the milliseconds of one run, the work on an accelerator included."""
+    """Return the milliseconds of one run: by events of an accelerator that has them, else by the clock."""
     _wait(device)
-    start = time.perf_counter()
+    module: Any = None if device.type == 'cpu' else torch.get_device_module(device)
+    if not (hasattr(module, 'Event') and hasattr(module, 'current_stream')):
+        start = time.perf_counter()
+        run()
+        _wait(device)
+        return 1e3 * (time.perf_counter() - start)
+    begin, end = (module.Event(enable_timing=True) for _ in range(2))
+    stream = module.current_stream(device)
+    begin.record(stream)
     run()
+    end.record(stream)
     _wait(device)
-    return 1e3 * (time.perf_counter() - start)
+    return begin.elapsed_time(end)
+
+
+def runs_for(runs: Mapping[str, Run], device: torch.device, seconds: float) -> dict[str, int]:
+    """Return how often each contestant has to run to take this long, at least once, by running each once."""
+    return {name: max(math.ceil(1e3 * seconds / max(timed(run, device), 1e-3)), 1) for name, run in runs.items()}
 
 
 def alternate(
@@ -113,8 +134,8 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
     """Return the bytes that a run takes at its peak.
 
     On an accelerator these are all bytes that tensors hold at the peak, weights included. On a CPU it is the growth of
-    the process's resident memory, which is told right only by the first run of a process, as later ones use memory
-    again that earlier ones gave back; the system must be Linux.
+    the process's resident memory, for which the system must be Linux. The first run of a process also counts what
+    libraries load and keep, some 20 MB; what earlier runs freed goes back to the system before.
 
     Returns:
         The bytes; None where they cannot be measured.
@@ -126,6 +147,9 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
         module.reset_peak_memory_stats(device)
         timed(run, device)
         return module.max_memory_allocated(device)
+    gc.collect()
+    if hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'malloc_trim'):
+        ctypes.CDLL(None).malloc_trim(0)  # else the run would use again what was freed, which is no growth
     try:
         Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
         before = _resident('VmRSS')
@@ -133,6 +157,44 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
         return max(_resident('VmHWM') - before, 0)
     except OSError:
         return None
+
+
+def held_memory(device: torch.device) -> int:
+    """Return the bytes that tensors hold now on an accelerator; 0 on a CPU, and where they are not counted."""
+    module: Any = None if device.type == 'cpu' else torch.get_device_module(device)
+    return module.memory_allocated(device) if hasattr(module, 'memory_allocated') else 0
+
+
+def _end_with_parent() -> None:
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def run_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function in a new process, which a full memory or a crash may end without harm to this one.
+
+    Args:
+        function: Of a module that can be imported.
+        *args: Its arguments, which are pickled.
+        **kwargs: More of them.
+
+    Returns:
+        What it returns; what it raises is raised here.
+
+    Raises:
+        ChildProcessError: The process was ended before.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _end_with_parent) as pool:
+        try:
+            return pool.submit(function, *args, **kwargs).result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError('the process ended early: it crashed, or the system ended it because memory ran '
+                                    'out') from error
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """`visionssm bench`: how fast models are, side by side, and how much memory they take."""
 import argparse
 import dataclasses
+import gc
 import json
-import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,14 +15,16 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .._factory import create_model
-from ..analysis.timing import Timing, alternate, describe_machine, peak_memory
+from ..analysis.timing import alternate, describe_machine, held_memory, peak_memory, run_apart, runs_for
 from ..export.inputs import example_inputs
 from ..utils.command import Command
 from .list import write_table
 
-__all__ = ['Case', 'bench', 'build_run', 'compare_models', 'measure_memory']
+__all__ = ['DTYPES', 'REFUSALS', 'Case', 'bench', 'build_run', 'compare_apart', 'compare_models', 'measure_memory']
 
 DTYPES = ('float32', 'bfloat16', 'float16')
+# what models, layers and torch.compile raise on sizes and types that they do not take, or when memory is full
+REFUSALS = (AssertionError, RuntimeError, ValueError, TypeError, ChildProcessError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Case:
         dtype: 'float32', or the type of autocast.
         device: Where.
         compiled: By `torch.compile`.
+        channels_last: Weights and pictures lie in memory with their channels last.
+        update: With `train`: AdamW changes the weights, as in a step of a training.
     """
 
     model: str
@@ -47,6 +50,8 @@ class Case:
     dtype: str = 'float32'
     device: str = 'cpu'
     compiled: bool = False
+    channels_last: bool = False
+    update: bool = False
 
 
 def _build(case: Case) -> nn.Module:
@@ -63,6 +68,10 @@ def _make_run(case: Case) -> tuple[Callable[[], None], tuple[int, ...]]:
     """Return what is to be measured, and the shape of its pictures; nothing has run yet."""
     model = _build(case)
     inputs = [tensor.to(case.device) for tensor in example_inputs(model, case.size, case.batch_size).tensors]
+    if case.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        inputs = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs]
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-6) if case.train and case.update else None
     called = torch.compile(model) if case.compiled else model
     dtype = getattr(torch, case.dtype)
 
@@ -76,6 +85,8 @@ def _make_run(case: Case) -> tuple[Callable[[], None], tuple[int, ...]]:
                 forward()
             return
         sum(out.float().square().mean() for out in tree_leaves(forward()) if torch.is_tensor(out)).backward()
+        if optimizer is not None:
+            optimizer.step()
         model.zero_grad(set_to_none=True)
 
     return run, tuple(inputs[0].shape)
@@ -103,35 +114,48 @@ def build_run(case: Case) -> tuple[Callable[[], None], int]:
     return run, shape[-1]
 
 
-def _first_run(case: Case, threads: int) -> int | None:
-    """Measure in a new process; what PyTorch itself takes at its first use is no part of the model."""
+def _second_run(case: Case, threads: int) -> int | None:
+    """Measure in a new process; what libraries load and keep at the first run is no part of the model."""
     torch.set_num_threads(threads)
-    x = nn.Conv2d(3, 3, 3)(torch.zeros(1, 3, 8, 8)).flatten(1)
-    (x @ x.T).sum().backward()
-    return peak_memory(_make_run(case)[0], torch.device('cpu'))
+    return peak_memory(build_run(case)[0], torch.device('cpu'))
 
 
-def measure_memory(case: Case) -> int | None:
-    """Return the bytes that a run takes at its peak; on a CPU beyond the weights, in a process of its own.
+def measure_memory(case: Case) -> tuple[int | None, int]:
+    """Measure the memory of a run; on a CPU beyond the weights, in a process of its own.
 
     Args:
         case: What is measured.
 
     Returns:
-        The bytes; None where they cannot be measured.
+        The bytes at the peak, None where they cannot be measured; and those of them that are held between runs, which
+        are the weights and an optimiser's state on an accelerator, and 0 on a CPU.
     """
     device = torch.device(case.device)
-    if device.type != 'cpu':
-        return peak_memory(build_run(case)[0], device)
-    with ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as pool:
-        return pool.submit(_first_run, case, torch.get_num_threads()).result()
+    if device.type == 'cpu':
+        return run_apart(_second_run, case, torch.get_num_threads()), 0
+    gc.collect()  # models of before hold memory until then
+    run, _ = build_run(case)
+    held = held_memory(device)
+    return peak_memory(run, device), held
 
 
-def _row(case: Case, side: int, own: Timing, first: Timing) -> dict[str, Any]:
-    speed, low, high = first.speed_of(own)
-    return {**dataclasses.asdict(case), 'size': side, 'ms': own.median, 'least_ms': own.least,
-            'images_per_s': 1e3 * case.batch_size / own.median, 'speed': speed, 'speed_quartiles': [low, high],
-            'rounds_ms': list(own.rounds)}
+def _build_all(cases: Sequence[Case], memory: bool, keep_going: bool) -> list[dict[str, Any]]:
+    """Measure memory, and then build everything; a row has `run`, or the `error` of a model that does not run."""
+    rows: list[dict[str, Any]] = [dataclasses.asdict(case) for case in cases]
+    for stage in ('memory', 'run') if memory else ('run',):
+        for case, row in zip(cases, rows, strict=True):
+            try:
+                if 'error' in row:
+                    continue
+                if stage == 'run':
+                    row['run'], row['size'] = build_run(case)
+                else:
+                    row['peak_memory'], row['held_memory'] = measure_memory(case)
+            except REFUSALS as error:
+                if not keep_going:
+                    raise
+                row['error'] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return rows
 
 
 def compare_models(
@@ -140,29 +164,64 @@ def compare_models(
         warmup: int = 2,
         memory: bool = False,
         progress: bool = True,
+        min_seconds: float = 0.,
+        keep_going: bool = False,
 ) -> list[dict[str, Any]]:
     """Time models in alternation in this process.
 
     Args:
         cases: One a model, on one device.
-        rounds: How often each runs.
+        rounds: How many rounds, in each of which all run.
         warmup: Runs of each before, which do not count.
         memory: Measure their memory too.
         progress: Show a bar.
+        min_seconds: Run a model several times a round, so that its rounds take at least this long together.
+        keep_going: Give a model that does not run a row with its `error`, instead of raising that.
 
     Returns:
         One row a case: its fields, `ms` (median), `least_ms`, `images_per_s`, `speed` (how many times as fast as the
-        first, median of the ratios within rounds) with `speed_quartiles`, `rounds_ms`, and `peak_memory` in bytes.
+        first that runs, median of the ratios within rounds) with `speed_quartiles`, `rounds_ms`, and of
+        `measure_memory` the `peak_memory` and `held_memory` in bytes.
     """
-    built = [build_run(case) for case in cases]
-    runs = {str(number): run for number, (run, _) in enumerate(built)}
-    with tqdm(total=len(cases) * (rounds + warmup), unit='run', leave=False, disable=None if progress else True) as bar:
-        times = list(alternate(runs, torch.device(cases[0].device), rounds, warmup, on_run=bar.update).values())
-    rows = [_row(case, side, own, times[0]) for case, (_, side), own in zip(cases, built, times, strict=True)]
-    del built, runs  # memory on an accelerator is that of one model
-    for case, row in zip(cases, rows, strict=True):
-        row['peak_memory'] = measure_memory(case) if memory else None
+    device = torch.device(cases[0].device)
+    rows = _build_all(cases, memory, keep_going)
+    runs = {str(number): row.pop('run') for number, row in enumerate(rows) if 'run' in row}
+    if not runs:
+        return rows
+    repeats = runs_for(runs, device, min_seconds / rounds) if min_seconds else dict.fromkeys(runs, 1)
+    total = warmup * len(runs) + rounds * sum(repeats.values())
+    with tqdm(total=total, unit='run', leave=False, disable=None if progress else True) as bar:
+        times = alternate(runs, device, rounds, warmup, repeats, bar.update)
+    first = next(iter(times.values()))
+    for number, own in times.items():
+        row = rows[int(number)]
+        speed, low, high = first.speed_of(own)
+        row.update(ms=own.median, least_ms=own.least, images_per_s=1e3 * row['batch_size'] / own.median, speed=speed,
+                   speed_quartiles=[low, high], rounds_ms=list(own.rounds), peak_memory=row.get('peak_memory'))
     return rows
+
+
+def _compare(cases: Sequence[Case], threads: int, options: dict[str, Any]) -> list[dict[str, Any]]:
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # sizes do not change: the fastest of its algorithms
+    return compare_models(cases, **options)
+
+
+def compare_apart(cases: Sequence[Case], threads: int, **options: Any) -> list[dict[str, Any]]:
+    """Time models in alternation in one new process.
+
+    Args:
+        cases: One a model, on one device.
+        threads: Of the process on a CPU.
+        **options: Those of `compare_models`.
+
+    Returns:
+        The rows of `compare_models`.
+
+    Raises:
+        ChildProcessError: The process was ended, as when memory runs out.
+    """
+    return run_apart(_compare, cases, threads, options)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
