@@ -219,7 +219,8 @@ def _cell_table(cell: Cell) -> list[str]:
             found = None if row['model'] == peer else ratio(cell, row['model'], peer)
             ratios.append('{:.2f} ({:.2f} to {:.2f})'.format(*found) if found else '')
         memory = f'{row["peak_memory"] / 1e6:.0f}' if 'peak_memory' in row else ''
-        rows.append([name, f'{row["ms"]:.2f}', f'{row["images_per_s"]:.1f}', memory, *ratios])
+        speed = row['images_per_s']
+        rows.append([name, f'{row["ms"]:.2f}', f'{speed:.{1 if speed >= 10 else 3}f}', memory, *ratios])
     return _table(['model', 'ms', 'images/s', 'peak MB', *(f'time / {short(peer)}' for peer in peers)], rows)
 
 
@@ -278,12 +279,14 @@ def judge_bars(cells: Sequence[Cell]) -> list[tuple[bool | None, str]]:
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
-    """Draw latency and memory over the size on log axes, a row of panels for each batch and kind of run."""
+    """Draw latency and memory over the size on log axes, a row of panels for each batch and kind of run with sizes."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(f'{error}: --plot needs matplotlib: `pip install visionssm[mm]`') from error
     sweeps = groups(cells)
+    # a single size is no curve, unless there is nothing else to draw
+    sweeps = {words: group for words, group in sweeps.items() if len(group) > 1} or sweeps
     figure = Figure(figsize=(12, 4.4 * len(sweeps)), dpi=130, facecolor='white', layout='constrained')
     panels = figure.subplots(len(sweeps), 2, squeeze=False)
     names = {name: name in cell['settings']['peers'] for cell in cells for name in
