@@ -74,7 +74,8 @@ def create_model(
                 return names[architecture](
                     pretrained, checkpoint_path=checkpoint_path, **dict({'pretrained_cfg': tag or None}, **kwargs))
         candidates = [*list_models(), *list_registered()]
-        raise ValueError(f'Unknown model {name!r}. {did_you_mean(architecture, candidates)}')
+        hint = did_you_mean(architecture, candidates)
+        raise ValueError(f'Unknown model {name!r}. {hint} `visionssm list` shows all.')
     if checkpoint_path is None or architecture not in list_models(_CLASSIFICATION):
         return timm.create_model(name, pretrained=pretrained, checkpoint_path=checkpoint_path, **kwargs)
     if kwargs.get('features_only'):

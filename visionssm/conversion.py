@@ -210,7 +210,7 @@ def convert(
         if not part:
             raise CheckpointError(f'{source.path} has no keys that begin with "backbone."; leave out --backbone.')
         state_dict = part
-    fit = _find_fit(source.path, state_dict, family, config, backbone)
+    fit = _find_fit(source, state_dict, family, config, backbone)
     dropped.update(_left_out(fit, state_dict))
     report: dict[str, Any] = {'family': fit.family, 'official_class': fit.official_class, 'fitting': fit.fitting,
                               'dropped': dropped}
@@ -231,13 +231,14 @@ def _backbone(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def _find_fit(
-        path: Path,
+        source: Source,
         state_dict: Mapping[str, torch.Tensor],
         family: str | None,
         config: Mapping[str, Any] | None,
         backbone: bool,
 ) -> Fit:
     """Fit a state dict to the given family, or to the one whose keys it has."""
+    path = source.path
     if family is not None:
         try:
             fit = fit_family(family, state_dict, config)
@@ -256,7 +257,7 @@ def _find_fit(
     if not whole and not backbone:
         _refuse_whole(path, state_dict, fits)
     if not fits:
-        raise CheckpointError(_unknown(path, state_dict))
+        raise CheckpointError(_unknown(source, state_dict))
     return fits[0] if config is None else fit_family(fits[0].family, state_dict, config)
 
 
@@ -272,11 +273,17 @@ def _refuse_whole(path: Path, state_dict: Mapping[str, torch.Tensor], fits: list
             'the backbone; the whole loads as it is, by load_from in the config of such a model.')
 
 
-def _unknown(path: Path, state_dict: Mapping[str, torch.Tensor]) -> str:
-    ours = fit_ours(state_dict)
-    if ours is not None:
-        return (f'{path} is in our layout already ({ours.family}): --to-official goes the other way, and `visionssm '
-                f'export NAME --checkpoint {path} --format safetensors` writes such weights alone.')
+def _unknown(source: Source, state_dict: Mapping[str, torch.Tensor]) -> str:
+    path = source.path
+    try:
+        own = json.loads(source.metadata.get('config', '{}')).get('architecture')
+    except (AttributeError, ValueError):
+        own = None
+    ours = fit_ours(state_dict) if own is None else None
+    model = own or (ours.family if ours else '')
+    if model:
+        return (f'{path} is in our layout already ({model}): --to-official goes the other way, and `visionssm export '
+                f'NAME --checkpoint {path} --format safetensors` writes such weights alone.')
     return (f'{path} has the keys of no known family; the first of its {len(state_dict)} are: '
             f'{", ".join(list(state_dict)[:5])}. With --family, what a family misses is told.')
 

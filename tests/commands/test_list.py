@@ -44,7 +44,7 @@ def test_weights_in_the_cache_are_here(run, tmp_path):
 
 def test_what_does_not_exist_is_said(run):
     done = run('list', 'resnet')
-    assert (done.code, done.out, done.err) == (1, '', 'no model is like that\n')
+    assert (done.code, done.out, done.err) == (1, '', 'error: no model is like that.\n')
     done = run('list', '--family', 'vmanba')
     assert done.code == 1 and "Unknown family 'vmanba'" in done.err and 'vmamba' in done.err
 

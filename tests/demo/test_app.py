@@ -73,7 +73,7 @@ def test_routes_need_no_picture_and_say_whose_weights_they_are_of(page, results,
 
 
 @pytest.mark.parametrize('task, key, wanted', [
-    ('Classify', None, 'no model'), ('Classify', 'no such key', 'no model'), ('Classify', 'first', 'no picture yet')])
+    ('Classify', None, 'no model'), ('Classify', 'no such key', 'no model'), ('Classify', 'first', 'no picture')])
 def test_what_is_missing_is_said(page, results, classifier, task, key, wanted):
     with pytest.raises(ValueError, match=wanted):
         run(page, results, task, classifier.key if key == 'first' else key, None)

@@ -117,7 +117,7 @@ def test_what_is_no_picture_is_an_alert_and_the_next_picture_works(page, photo_f
     page.get_by_role('button', name='Remove Image').click()
     expect(page.locator('#about')).not_to_contain_text('56 × 40', timeout=WAIT)
     run(page)
-    expect(page.get_by_role('alert')).to_contain_text('There is no picture yet', timeout=WAIT)
+    expect(page.get_by_role('alert')).to_contain_text('There is no picture', timeout=WAIT)
 
 
 def test_a_file_that_is_too_large_is_refused(page, tmp_path):

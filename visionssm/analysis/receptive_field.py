@@ -25,7 +25,8 @@ class ReceptiveField:
     gradient: torch.Tensor
     """Mean over images of the absolute gradient, summed over the channels of the image, float64, (H, W)."""
     centre: tuple[float, float]
-    """Row and column of the middle of the feature map's pixel, in pixels of the image."""
+    """Row and column that halve the gradient, in pixels of the image: its middle, wherever the paddings of strided
+    convolutions have moved it."""
     feature_size: tuple[int, int]
     """Height and width of the feature map."""
     images: int
@@ -89,14 +90,13 @@ def effective_receptive_field(
     weights = next(model.parameters(), given[0])
     inputs = [tensor.to(weights.device) for tensor in (given[0] if images is None else images, *given[1:])]
     total = torch.zeros(tuple(inputs[0].shape[2:]), dtype=torch.float64)
-    feature_size = centre = (0, 0)
+    feature_size = (0, 0)
     with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
         for i in progress(range(len(inputs[0]))):
             image = inputs[0][i:i + 1].detach().to(weights.dtype).clone().requires_grad_()
             features = _feature_map(model, [image, *(extra[i:i + 1] for extra in inputs[1:])], stage)
             feature_size = tuple(features.shape[2:])
-            centre = feature_size[0] // 2, feature_size[1] // 2
-            pixel = features[0, :, centre[0], centre[1]]
+            pixel = features[0, :, feature_size[0] // 2, feature_size[1] // 2]
             generator = torch.Generator().manual_seed(0)
             signs = torch.randint(0, 2, pixel.shape, generator=generator).to(pixel) * 2 - 1
             gradient = torch.autograd.grad((pixel * signs).sum(), image)[0]
@@ -104,8 +104,16 @@ def effective_receptive_field(
     if not total.isfinite().all() or not total.any():
         raise ValueError(f'The gradient of {type(model).__name__} is '
                          f'{"zero" if total.isfinite().all() else "not finite"}: it has no receptive field')
-    middle = [(at + 0.5) * side / steps for at, side, steps in zip(centre, total.shape, feature_size)]
-    return ReceptiveField(total / len(inputs[0]), (middle[0], middle[1]), feature_size, len(inputs[0]))
+    centre = _halve(total.sum(1)), _halve(total.sum(0))
+    return ReceptiveField(total / len(inputs[0]), centre, feature_size, len(inputs[0]))
+
+
+def _halve(weights: torch.Tensor) -> float:
+    """Return the place from 0 to the length that half of some weights lies before."""
+    sums = weights.cumsum(0)
+    half = sums[-1] / 2
+    at = int((sums < half).sum())
+    return at + float((half - sums[at] + weights[at]) / weights[at])
 
 
 def _feature_map(model: nn.Module, inputs: list[torch.Tensor], stage: int) -> torch.Tensor:

@@ -157,7 +157,7 @@ def find_entry(name: str) -> Entry:
     reasons = without_weights()
     if name in reasons:
         raise CheckpointError(f'There are no weights of {name}: {reasons[name]}')
-    raise ValueError(f'Unknown weights {name!r}. {did_you_mean(name, known)}')
+    raise ValueError(f'Unknown weights {name!r}. {did_you_mean(name, known)} `visionssm download --list` shows all.')
 
 
 def parse(content: Mapping[str, Any], family: str) -> tuple[tuple[Entry, ...], dict[str, str]]:

@@ -10,6 +10,7 @@ from .. import cli
 from ..checkpoints import list_weights
 from ..checkpoints.catalogue import families
 from ..utils.command import Command
+from ..utils.files import atomic_write
 from .cards import tasks
 
 __all__ = ['build_parser', 'completion']
@@ -72,8 +73,9 @@ def _completion(args: argparse.Namespace) -> int:
         sys.stdout.write(script)
         return 0
     out = Path(args.out).expanduser()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(script, encoding='utf-8')
+    if out.is_dir():
+        raise IsADirectoryError(f'--out {out} is a folder; give a file')
+    atomic_write(script, out)
     sys.stdout.write(f'{out}: it counts in new shells\n')
     return 0
 

@@ -31,6 +31,7 @@ from visionssm_kernels._testing import (
 from .._version import __version__
 from ..analysis.timing import describe_machine
 from ..checkpoints.download import cache_root, is_offline
+from ..cli import COMMANDS
 from ..utils.command import Command, check_folder
 from ..utils.paths import config_root
 from .list import write_table
@@ -153,10 +154,22 @@ def self_test(states: Sequence[BackendState] | None = None) -> list[dict[str, An
     return [_check_backend(state) for state in states if state.state != 'cannot run' and state.op in OPS]
 
 
+def _outdated() -> list[str]:
+    """Tell where the code was updated and its installation, which lists the packages, was not."""
+    try:
+        known = importlib.metadata.metadata(DISTRIBUTION).get_all('Provides-Extra') or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    lacking = {extra for entry in COMMANDS.values() for extra in entry.extra.split(',') if extra} - set(known)
+    return [f'The installation is older than the code and knows nothing of the extras {", ".join(sorted(lacking))}: '
+            'run pip install again (in a checkout: pip install -e .)'] if lacking else []
+
+
 def advice(states: Sequence[BackendState]) -> list[str]:
     """Return in sentences why a faster backend than the chosen one does not run."""
     asked = requested_backend()
     found = [] if asked in ('auto', 'cpu') else [f'{ENV_BACKEND} asks for {asked}']
+    found += _outdated()
     missed: dict[tuple[str, str, str, str], list[str]] = {}
     for op, device in dict.fromkeys((state.op, state.device) for state in states):
         known = {state.backend: state for state in states if (state.op, state.device) == (op, device)}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..utils.command import Command
+from ..utils.suggest import did_you_mean
 from .cards import TASKS, family_of, measured, tasks, weights_of, weights_state
 
 __all__ = ['show_list', 'write_table']
@@ -64,7 +65,8 @@ def _list(args: argparse.Namespace) -> int:
             rows.append((facts['name'], facts['task'], f'{size / 1e6:8.2f} M' if size else '', weights or 'none'))
         write_table(rows)
     if not found:
-        sys.stderr.write('no model is like that\n')
+        hints = [did_you_mean(pattern, tasks()) for pattern in args.pattern]
+        sys.stderr.write(' '.join(['error: no model is like that.', *filter(None, hints)]) + '\n')
     return 0 if found else 1
 
 

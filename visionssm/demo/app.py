@@ -156,7 +156,8 @@ class _Page:
             return {results.status: _paragraph(drawn.note),
                     results.picture: gr.update(value=drawn.picture, visible=True, label=view['view'])}
         if photo is None:
-            raise ValueError('There is no picture yet: drop one, or take one of those below')
+            raise ValueError('There is no picture: none was dropped yet, or the last one could not be taken. Drop '
+                             'one, or take one of those below')
         if task == 'Classify':
             found = self.engine.classify(photo, choice)
             return {results.status: _took(choice, found.run),

@@ -3,6 +3,7 @@ import argparse
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -17,6 +18,7 @@ from ..utils.command import Command
 
 __all__ = ['demo']
 
+PREFIX = 'visionssm-demo-'
 LOCAL = ('127.0.0.1', 'localhost', '::1')
 
 
@@ -63,13 +65,28 @@ def check_port(host: str, port: int) -> None:
                       '--port or --host') from error
 
 
+def _sweep() -> None:
+    """Remove the folders of pages that were killed."""
+    if os.name != 'posix':  # elsewhere nothing tells harmlessly whether a process lives
+        return
+    for folder in Path(tempfile.gettempdir()).glob(f'{PREFIX}*-*'):
+        process = folder.name.removeprefix(PREFIX).partition('-')[0]
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):  # another user's, or none of ours
+            continue
+
+
 @contextlib.contextmanager
 def _workspace() -> Iterator[Path]:
     """Hold uploads and results in a folder that is removed at the end."""
     # Gradio asks its makers for news and counts visits unless told not to
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     before = os.environ.get('GRADIO_TEMP_DIR')
-    with tempfile.TemporaryDirectory(prefix='visionssm-demo-') as folder:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=f'{PREFIX}{os.getpid()}-') as folder:
         os.environ['GRADIO_TEMP_DIR'] = folder
         try:
             yield Path(folder)

@@ -44,10 +44,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     if args.pretrained and args.checkpoint:
         parser.error('--pretrained and --checkpoint exclude each other')
-    if args.size is not None:
-        args.size = args.size[0] if len(set(args.size)) == 1 and len(args.size) < 3 else tuple(args.size)
+    if args.num_classes is not None and args.num_classes < 0:
+        parser.error(f'--num-classes is {args.num_classes}; it must be 0 (no head) or more')
+    if args.size is not None and (len(args.size) > 2 or min(args.size) < 1):
+        parser.error(f'--size {" ".join(map(str, args.size))}: give one number or two, of 1 or more')
     if args.runs < 0:
         parser.error(f'--runs is {args.runs}; it must be 0 or more')
+    if args.size is not None:
+        args.size = args.size[0] if len(set(args.size)) == 1 else tuple(args.size)
 
 
 def _takes_size(name: str) -> bool:

@@ -309,6 +309,9 @@ def to_official(
 ) -> dict[str, torch.Tensor]:
     """Return the state dict of our model in the official names: the inverse of `from_official`.
 
+    Names alone are changed: of a model with options that the official code has not, such as a Mamba2D with another
+    `d_state`, the result fits no official model, which `visionssm convert --to-official` refuses.
+
     Args:
         family: Name of the family, for example 'vim'.
         model: A model of that family.
@@ -363,8 +366,9 @@ def _infer(official: Official, state_dict: Mapping[str, torch.Tensor]) -> tuple[
     try:
         return official.infer(state_dict)
     except (LookupError, TypeError, ValueError) as error:
+        why = str(error).rstrip('.')
         raise CheckpointError(
-            f'The configuration cannot be told from these keys and shapes: {error}. With config, the keyword arguments '
+            f'The configuration cannot be told from these keys and shapes: {why}. With config, the keyword arguments '
             f'of the official constructor, every key that does not fit is listed.') from error
 
 

@@ -225,5 +225,5 @@ def _evaluate(args: argparse.Namespace) -> int:
     return 0
 
 
-evaluate = Command('Evaluate a model: test.py CONFIG CHECKPOINT, or, a classifier by its name, test.py --model NAME '
-                   '--data FOLDER [CHECKPOINT].', _add_options, _evaluate, _check_options, USER_ERRORS, intermixed=True)
+evaluate = Command('Evaluate a model: CONFIG CHECKPOINT, or, a classifier by its name, --model NAME --data FOLDER '
+                   '[CHECKPOINT].', _add_options, _evaluate, _check_options, USER_ERRORS, intermixed=True)
