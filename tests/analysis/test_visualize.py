@@ -165,10 +165,10 @@ def test_a_picture_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: p
     target = tmp_path / 'picture.png'
     target.write_bytes(b'old')
 
-    def full(self: Path, content: bytes) -> int:
+    def full(descriptor: int) -> None:
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(Path, 'write_bytes', full)
+    monkeypatch.setattr('os.fsync', full)
     with pytest.raises(OSError, match='No space left'):
         save_picture(Image.new('RGB', (4, 4)), target)
     assert target.read_bytes() == b'old' and list(tmp_path.iterdir()) == [target]

@@ -1,6 +1,9 @@
 """The page: what its events do, what its server gives out, and the command that shows it."""
 import os
 import socket
+import subprocess
+import sys
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -158,3 +161,16 @@ def test_a_wrong_weight_file_is_one_line(tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.startswith('error: ') and 'bad.safetensors' in error and error.count('\n') == 1
     assert load_command('demo') is demo
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='processes are asked for otherwise')
+def test_folders_of_pages_that_were_killed_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, 'tempdir', str(tmp_path))
+    gone = subprocess.Popen([sys.executable, '-c', ''])
+    gone.wait()
+    for name in (f'visionssm-demo-{gone.pid}-a', f'visionssm-demo-{os.getpid()}-b', 'visionssm-demo-x', 'other'):
+        (tmp_path / name).mkdir()
+    with _workspace() as folder:
+        assert sorted(path.name for path in tmp_path.iterdir() if path != folder) == [
+            'other', f'visionssm-demo-{os.getpid()}-b', 'visionssm-demo-x']
+    assert not folder.exists()

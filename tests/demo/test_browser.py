@@ -189,6 +189,11 @@ def test_the_page_fits_on_a_phone(page):
     assert run_button['x'] >= 0 and run_button['x'] + run_button['width'] <= 390
 
 
+def heed_interrupts() -> None:
+    """A test that runs in the background of a script inherits deaf ears."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
 def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(repo_root, tmp_path, number):
     work = tmp_path / 'tmp'
@@ -196,10 +201,13 @@ def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(repo_root, tmp_p
     command = [sys.executable, 'tools/demo.py', '--no-browser', '--port', str(free_port()), '--device', 'cpu']
     environment = {**dict(PATH='/usr/bin:/bin', PYTHONUNBUFFERED='1'), 'TMPDIR': str(work), 'HOME': str(tmp_path)}
     with subprocess.Popen(command, cwd=repo_root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True) as process:
-        assert process.stdout.readline().startswith('http://127.0.0.1:')
-        assert [path.name.startswith('visionssm-demo-') for path in work.iterdir() if path.is_dir()].count(True) == 1
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+                          text=True, preexec_fn=heed_interrupts) as process:
+        try:
+            assert process.stdout.readline().startswith('http://127.0.0.1:')
+            assert len(list(work.glob('visionssm-demo-*'))) == 1
+            process.send_signal(number)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 0 and 'ended' in out and 'Traceback' not in err
     assert not list(work.glob('visionssm-demo-*')) and Path(tempfile.gettempdir()).exists()
