@@ -29,7 +29,7 @@ def build(name: str, **kwargs: object) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', SMALLEST)
+@pytest.mark.parametrize('name', sorted({*SMALLEST} - {'mhs_vm_unet_pico'}))  # that has the layers of two others
 def test_onnx_runtime_gives_what_each_model_gives_for_any_number_of_pictures(name: str, tmp_path: Path):
     model = build(name)
     inputs = example_inputs(model)
