@@ -53,6 +53,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
     folder = tmp_path_factory.mktemp('onnx')
     path = folder / 'vim.onnx'
     out = folder / 'out.txt'
+    torch.manual_seed(1)  # `build` begins at 0
     with pytest.MonkeyPatch.context() as patch, out.open('w') as stream:
         patch.setattr('sys.stdout', stream)
         patch.setattr(tool, 'create_model', functools.partial(visionssm.create_model, **ONE_LAYER))
@@ -166,8 +167,6 @@ def test_examples_are_what_a_model_was_built_for():
     (['vssd_pico', '-o', 'model.txt'], 'ends in .onnx'),
     (['vssd_pico', '--format', 'torch-export', '-o', 'model.onnx'], 'ends in .pt2'),
     (['vssd_pico', '-o', 'file/model.onnx'], 'is a file, and is no folder'),
-    (['vssd_pico', '--size', '0'], 'size is 0'),
-    (['vssd_pico', '--size', '1', '2', '3'], 'a height and a width'),
     (['vim_pico', '--size', '2'], 'smaller than a patch'),
     (['dis_pico', '--size', '24', '32'], 'one number, a multiple of patch_size'),
     (['mamba_yolo_pico', '--size', '20'], 'does not run on an input of 1 x 3 x 20 x 20: '),
@@ -208,6 +207,16 @@ def test_a_failing_export_ends_in_one_line_and_leaves_nothing(tmp_path: Path, mo
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith('error: vssd_pico could not be exported with torch') and '--debug' in last
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (['--size', '0'], '--size 0: give'), (['--size', '1', '2', '3'], 'one number or two'),
+    (['--num-classes', '-1'], '--num-classes is -1'), (['--runs', '-1'], '--runs is -1'),
+    (['--pretrained', '--checkpoint', 'w.pth'], 'exclude each other')])
+def test_wrong_options_end_with_code_2(options: list[str], message: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as ended:
+        tool.export(['vssd_pico', *options])
+    assert ended.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_a_model_in_training_mode_is_refused(tmp_path: Path):
