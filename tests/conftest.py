@@ -1,8 +1,10 @@
 """Settings of every test: fixed seed, a bounded number of threads, the folder of golden fixtures."""
+import importlib.util
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -36,3 +38,15 @@ def _logger() -> Iterator[None]:
 def repo_root() -> Path:
     """The checkout that is under test."""
     return ROOT
+
+
+@pytest.fixture(scope='session')
+def load_tool(repo_root: Path) -> Callable[[str], ModuleType]:
+    """Imports `tools/NAME.py` anew, so that what a test changes in it is its own."""
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, repo_root / 'tools' / f'{name}.py')
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -29,6 +29,7 @@ try:
     import visionssm
     from visionssm.models._tasks import task_models
     from visionssm.utils.command import Command
+    from visionssm.utils.files import atomic_write
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .[export]`')
 
@@ -97,12 +98,6 @@ def read_rows() -> dict[str, dict[str, Any]]:
         raise ValueError(f'{ROWS} is damaged: {error}. Remove it, and all rows are measured again') from error
 
 
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f'.{path.name}.part')
-    part.write_text(text)
-    os.replace(part, path)
-
-
 def _cells(row: dict[str, Any]) -> Iterator[str]:
     yield from (f'`{row["name"]}`', row['task'], ' x '.join(map(str, row['size'])))
     if 'error' in row:
@@ -135,7 +130,7 @@ def update_page(rows: dict[str, dict[str, Any]], check: bool) -> bool:
     head, rest = page.split(BEGIN)
     new = head + make_section(rows) + rest.split(END)[1]
     if new != page and not check:
-        _write(PAGE, new)
+        atomic_write(new, PAGE)
     return new == page
 
 
@@ -173,7 +168,7 @@ def _make(args: argparse.Namespace) -> int:
                                           'onnxruntime_ms', 'pytorch_ms', 'error') if key in row}
         rows[key] = {'name': name, 'task': known[name], 'size': list(size), **kept, 'setup': here,
                      'date': datetime.date.today().isoformat()}
-        _write(ROWS, json.dumps(dict(sorted(rows.items())), indent=1) + '\n')
+        atomic_write(json.dumps(dict(sorted(rows.items())), indent=1) + '\n', ROWS)
         update_page(rows, check=False)
     update_page(rows, check=False)
     return 1 if failed else 0

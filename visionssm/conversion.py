@@ -41,7 +41,7 @@ from .models._detect import (
 from .models._official import find_official, rename_to_official, shapes_of
 from .utils.suggest import list_names
 
-__all__ = ['Conversion', 'Source', 'convert', 'convert_back', 'read_source']
+__all__ = ['Conversion', 'Source', 'choose_variant', 'convert', 'convert_back', 'read_source']
 
 _SUFFIXES = ('.safetensors', '.pth', '.pt', '.bin', '.ckpt', '.tar')
 _BESIDE = 'beside the weights in the file'
@@ -420,14 +420,30 @@ def _ours(source: Source, name: str | None) -> tuple[Mapping[str, torch.Tensor],
         if name is None:
             raise CheckpointError(_foreign(source))
         return state_dict, _Known(name)
-    variant = find_variant(fit, name)
-    others = () if name else find_rivals(variant, fit)
-    if others:
-        raise CheckpointError(f'{source.path} does not say what model it is of, and its keys are those of '
-                              f'{", ".join((variant.name, *others))}: give --name.')
+    variant = choose_variant(source.path, fit, name)
     if fit.dense:
         return state_dict, _Known(variant.name, variant.arguments, fit.family, fit.official_class, fit.config)
     return state_dict, _Known(variant.name, variant.arguments)
+
+
+def choose_variant(path: Path, fit: Fit, name: str | None = None) -> Variant:
+    """Find the one registered model of a file that does not say its model.
+
+    Args:
+        path: The file.
+        fit: How its keys fit.
+        name: Registered name of the model; the one that the keys tell when None.
+
+    Raises:
+        ValueError: There is no such model.
+        CheckpointError: The keys tell none, or several.
+    """
+    variant = find_variant(fit, name)
+    others = () if name else find_rivals(variant, fit)
+    if others:
+        raise CheckpointError(f'{path} does not say what model it is of, and its keys are those of '
+                              f'{", ".join((variant.name, *others))}: give --name.')
+    return variant
 
 
 def _foreign(source: Source) -> str:

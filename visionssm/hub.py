@@ -24,9 +24,9 @@ from .checkpoints import CheckpointError, check_fit, load_state_dict, save_safet
 from .checkpoints.download import is_offline
 from .checkpoints.load import read_metadata
 from .checkpoints.transfer import DownloadError
-from .conversion import Source
+from .conversion import Source, choose_variant
 from .models._describe import CLASSIFICATION, task_of, timm_config
-from .models._detect import Unfilled, find_rivals, find_variant, fit_ours
+from .models._detect import Unfilled, fit_ours
 from .utils.files import atomic_write
 
 __all__ = ['HUB', 'Package', 'pack', 'pull', 'push']
@@ -171,11 +171,7 @@ def _recognise(source: Source) -> tuple[str, Mapping[str, torch.Tensor], dict[st
     if fit is None or fit.dense:
         raise CheckpointError(f'{source.path} does not say what model it is of, and its keys tell none: give --name, '
                               'or bring a file of the authors into our layout first, by visionssm convert.')
-    variant = find_variant(fit)
-    others = find_rivals(variant, fit)
-    if others:
-        raise CheckpointError(f'{source.path} does not say what model it is of, and its keys are those of '
-                              f'{", ".join((variant.name, *others))}: give --name.')
+    variant = choose_variant(source.path, fit)
     return variant.name, fit.state_dict, variant.arguments
 
 

@@ -1,7 +1,6 @@
 """Model cards: complete, right, and the same in the documentation as on the command line."""
 import dataclasses
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -12,11 +11,8 @@ from visionssm.commands import cards
 
 
 @pytest.fixture(scope='module')
-def tool(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location('make_model_cards', repo_root / 'tools' / 'make_model_cards.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool('make_model_cards')
 
 
 def test_the_documentation_is_what_catalogue_and_registry_give(tool, capsys):

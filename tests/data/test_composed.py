@@ -1,6 +1,6 @@
 """Data composed from garments and photographs: exact, repeatable, and never half-written."""
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -38,11 +38,8 @@ def made(photo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 @pytest.fixture(scope='module')
-def tool(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location('make_composed_data', repo_root / 'tools' / 'make_composed_data.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool('make_composed_data')
 
 
 def decode_rle(segmentation: dict) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The tool that makes the table of exports: it goes on after a stop, keeps failures, and the page shows its rows."""
-import importlib.util
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -12,11 +12,8 @@ pytest.importorskip('onnxruntime')
 
 
 @pytest.fixture
-def tool(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location('make_export_table', repo_root / 'tools' / 'make_export_table.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool('make_export_table')
 
 
 @pytest.fixture

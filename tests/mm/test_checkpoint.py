@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from visionssm.checkpoints import CheckpointError
-from visionssm.openmmlab.checkpoint import atomic_save, is_whole, load_weights
+from visionssm.checkpoints.load import save_torch
+from visionssm.openmmlab.checkpoint import is_whole, load_weights
 from visionssm.utils.files import atomic_write
 
 ONE_EPOCH = dict(by_epoch=True, max_epochs=1)
@@ -43,7 +44,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, full_disk):
     atomic_write(b'old', path)
     full_disk()
     with pytest.raises(OSError, match=r'cannot write .*epoch_1\.pth.*No space left.*--resume') as caught:
-        atomic_save({'weights': torch.ones(10_000)}, path)
+        save_torch({'weights': torch.ones(10_000)}, path)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b'old'
     assert [file.name for file in tmp_path.iterdir()] == ['epoch_1.pth']
@@ -88,7 +89,7 @@ def test_an_old_checkpoint_goes_only_after_the_new_one_is_there(train_toy, toy_c
 @pytest.mark.parametrize('damage', [b'', b'PK\x03\x04', 'cut', 'flip'], ids=['empty', 'head', 'cut', 'flipped-byte'])
 def test_damage_is_noticed(tmp_path, damage):
     path = tmp_path / 'file.pth'
-    atomic_save({'weights': torch.ones(10_000)}, path)
+    save_torch({'weights': torch.ones(10_000)}, path)
     assert is_whole(path)
     content = bytearray(path.read_bytes())
     if damage == 'flip':

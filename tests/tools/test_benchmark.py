@@ -1,5 +1,4 @@
 """tools/benchmark.py: what it asks to be measured, what it keeps, its tables, fits, limits and picture."""
-import importlib.util
 import json
 import subprocess
 from collections.abc import Callable
@@ -16,11 +15,8 @@ MS = {'vim_pico': 30., 'vmamba_pico': 20., 'test_vit': 10.}
 
 
 @pytest.fixture(scope='module')
-def tool(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location('benchmark', repo_root / 'tools' / 'benchmark.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool('benchmark')
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Photographs of packages become a data set, and the small recipes learn from it."""
-import importlib.util
 import json
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -20,11 +20,8 @@ HELD_OUT = Photograph('val', 'plasma-workspace-wallpapers', 'Grey/contents/image
 
 
 @pytest.fixture(scope='module')
-def tool(repo_root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location('make_photo_data', repo_root / 'tools' / 'make_photo_data.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool(load_tool: Callable[[str], ModuleType]) -> ModuleType:
+    return load_tool('make_photo_data')
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from visionssm.utils.files import replacing
+from visionssm.utils.files import atomic_write, replacing
 from visionssm.utils.suggest import list_names
 
 from .archive import check_archive
@@ -259,8 +259,7 @@ def save_torch(content: Mapping[str, Any], path: str | os.PathLike) -> Path:
     # in memory first, because torch's own writer may abort the process when a disk is full
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    with replacing(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    atomic_write(buffer.getbuffer(), path)
     return Path(path)
 
 

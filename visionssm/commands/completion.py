@@ -56,8 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         except ImportError as error:
             sys.stderr.write(f'the options of {name} are left out: {str(error).splitlines()[0]}\n')
             continue
-        command.add_options(own)
-        own.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        command.add_all_options(own)
         _mark(name, own._actions)
     return parser
 

@@ -1,5 +1,4 @@
 """Checkpoints that are never half-written, loading of every kind of weight file, and the best model for timm."""
-import io
 import json
 import logging
 import os
@@ -42,19 +41,6 @@ from ..utils.suggest import list_names
 from .scopes import EXTRAS
 
 SCHEME = 'visionssm://'
-
-
-def atomic_save(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Save a checkpoint through :func:`atomic_write`.
-
-    Args:
-        checkpoint: What ``torch.save`` takes.
-        path: Where.
-    """
-    # written in memory first, because torch's own writer may abort the process when a disk is full
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    atomic_write(buffer.getbuffer(), path)
 
 
 def is_whole(path: str | os.PathLike) -> bool:

@@ -24,10 +24,10 @@ from mmengine.utils import apply_to
 from torch.utils.data import DataLoader
 
 from ..checkpoints import CheckpointError, check_fit
+from ..checkpoints.load import save_torch
 from ..registry import FUNCTIONS, RUNNERS
 from . import dist
 from .checkpoint import (
-    atomic_save,
     find_resumable,
     is_whole,
     load_any_weights,
@@ -379,4 +379,4 @@ class VisionRunner(_Runner):
             path = mmengine.fileio.join_path(out_dir, filename, backend_args=backend_args)
             mmengine.runner.save_checkpoint(checkpoint, path, backend_args=backend_args)
         else:
-            atomic_save(checkpoint, Path(out_dir) / filename)
+            save_torch(checkpoint, Path(out_dir) / filename)

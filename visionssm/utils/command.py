@@ -37,11 +37,15 @@ class Command:
     stopped: str = 'stopped'
     intermixed: bool = False
 
+    def add_all_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add the options of this command, and those that every command has."""
+        self.add_options(parser)
+        parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+
     def parser(self, prog: str | None = None) -> argparse.ArgumentParser:
         """Return the parser of the options; `prog` is the name of the program in its messages."""
         parser = argparse.ArgumentParser(prog=prog, description=self.description)
-        self.add_options(parser)
-        parser.add_argument('--debug', action='store_true', help='show the traceback of an error')
+        self.add_all_options(parser)
         return parser
 
     def parse(self, argv: Sequence[str] | None = None, prog: str | None = None) -> argparse.Namespace:

@@ -1,5 +1,4 @@
 """Pictures that a diffusion model draws while it trains."""
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from ...registry import HOOKS
-from ...utils.files import atomic_write
 from ..hooks import EMAHook
-from .sample import draw, make_pipeline, to_grid
+from .sample import draw, make_pipeline, save_png, to_grid
 
 __all__ = ['SampleGridHook']
 
@@ -89,8 +87,6 @@ class SampleGridHook(Hook):
         finally:
             model.train(training)
         grid = to_grid(pictures, self.columns)
-        buffer = io.BytesIO()
-        grid.save(buffer, 'PNG')
-        atomic_write(buffer.getvalue(), Path(runner.work_dir, 'samples', f'iter_{done}.png'))
+        save_png(grid, Path(runner.work_dir, 'samples', f'iter_{done}.png'))
         array = torch.frombuffer(bytearray(grid.convert('RGB').tobytes()), dtype=torch.uint8)
         runner.visualizer.add_image('samples', array.view(grid.height, grid.width, 3).numpy(), done)

@@ -14,11 +14,11 @@ from mmengine.device import get_device
 from mmengine.registry import DefaultScope
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
-from safetensors import safe_open
 from torch import nn
 from tqdm import tqdm
 
 from ...checkpoints import CheckpointError
+from ...checkpoints.load import read_metadata
 from ...registry import DATASETS, MODELS
 from ...utils.command import Command, check_folder
 from ...utils.files import atomic_write
@@ -31,7 +31,7 @@ from ..data import batches
 from ..facts import describe_dense
 from .latents import check_settings, load_autoencoder, weights_digest
 
-__all__ = ['Job', 'draw', 'make_pipeline', 'sample', 'to_grid']
+__all__ = ['Job', 'draw', 'make_pipeline', 'sample', 'save_png', 'to_grid']
 
 Job = tuple[int | None, int]
 """A class, None for a model without, and the number of the picture within it."""
@@ -150,10 +150,7 @@ def _names(cfg: Config, checkpoint: str) -> tuple[str, ...]:
 
 def _check_process(model: nn.Module, checkpoint: str) -> None:
     """Refuse weights that were trained with another process: what they draw would be noise."""
-    if not checkpoint.endswith('.safetensors'):
-        return
-    with safe_open(checkpoint, 'pt') as file:
-        trained = json.loads((file.metadata() or {}).get('config', '{}')).get('process')
+    trained = json.loads(read_metadata(checkpoint).get('config', '{}')).get('process')
     for key, default in (('steps', 1000), ('schedule', 'linear'), ('prediction_type', 'epsilon')):
         here, there = model.process_options.get(key, default), (trained or {}).get(key, default)
         if trained is not None and here != there:
@@ -196,10 +193,11 @@ def _classes(given: Sequence[str] | None, count: int, names: Sequence[str]) -> l
     return list(dict.fromkeys(found))
 
 
-def _png(picture: Image.Image) -> bytes:
+def save_png(picture: Image.Image, path: Path) -> None:
+    """Write a picture so that the file is either complete or untouched."""
     buffer = io.BytesIO()
     picture.save(buffer, 'PNG')
-    return buffer.getvalue()
+    atomic_write(buffer.getbuffer(), path)
 
 
 def _file(folder: Path, job: Job) -> Path:
@@ -278,12 +276,12 @@ def _draw_all(args: argparse.Namespace, report: Report) -> int:
             drawn = draw(pipe, batch, args.seed, scale, args.eta)
             if single:
                 for job, picture in zip(batch, drawn, strict=True):
-                    atomic_write(_png(picture), _file(out, job))
+                    save_png(picture, _file(out, job))
             else:
                 pictures += drawn
             bar.update(len(batch))
     if not single:
-        atomic_write(_png(to_grid(pictures, args.num)), out)
+        save_png(to_grid(pictures, args.num), out)
     report.say({'drawn': total - len(finished), 'pictures': total, 'out': str(out)},
                f'{total - len(finished)} of {total} pictures drawn: {out}')
     return 0
