@@ -1,9 +1,7 @@
 """Pictures in folders, LMDBs and MATLAB files: the same pairs from each, and damaged ones refused by name."""
-import importlib.util
 import io
 import pickle
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -64,13 +62,6 @@ def encoded(pixels: np.ndarray, kind: str = 'PNG') -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, kind)
     return buffer.getvalue()
-
-
-def tool(root: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location('make_lmdb_tool', root / 'tools/make_lmdb.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize(('gt', 'lq'), [('HR.lmdb', 'X2.lmdb'), ('HR.lmdb', 'X2'), ('HR', 'X2.lmdb')])
@@ -201,8 +192,8 @@ def test_the_writer_refuses_and_leaves_nothing_behind(bases, monkeypatch):
         'type': 'BicubicFault', 'scale': 2})) == 24
 
 
-def test_the_tool_packs_and_names_what_is_wrong(folders, repo_root, capsys):
-    make = tool(repo_root).main
+def test_the_tool_packs_and_names_what_is_wrong(folders, load_tool, capsys):
+    make = load_tool('make_lmdb').main
     assert make([str(folders / 'X2'), str(folders / 'X2.lmdb'), '--crop', '8', '--step', '8', '--strip', 'x2']) == 0
     shown = capsys.readouterr()
     assert 'X2.lmdb: 27 pictures' in shown.out and '3/3' in shown.err
