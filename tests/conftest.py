@@ -46,7 +46,9 @@ def load_tool(repo_root: Path) -> Callable[[str], ModuleType]:
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, repo_root / 'tools' / f'{name}.py')
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.syspath_prepend(repo_root / 'tools')  # as Python does for a script
+            spec.loader.exec_module(module)
         return module
 
     return load

@@ -11,10 +11,8 @@ within rounds. Finished sizes are kept in the JSON: after a stop the same comman
 import argparse
 import dataclasses
 import io
-import json
 import re
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,24 @@ try:
     import torch
 
     import visionssm
-    from visionssm.analysis.timing import Timing, describe_machine
+    from visionssm.analysis.cells import (
+        Cell,
+        Judged,
+        add_result_options,
+        describe_places,
+        describe_setup,
+        judge,
+        make_table,
+        measure_cells,
+        quotient,
+        report_cells,
+    )
     from visionssm.commands.bench import DTYPES, REFUSALS, Case, compare_apart
-    from visionssm.utils.command import Command, check_folder
+    from visionssm.utils.command import Command
     from visionssm.utils.files import atomic_write
     from visionssm.utils.suggest import did_you_mean
-    from visionssm_kernels._dispatch import backend_states
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
-
-Cell = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,30 +99,7 @@ def resolve(name: str) -> str:
 
 def environment(device: torch.device, threads: int) -> dict[str, Any]:
     """Describe what numbers depend on."""
-    kernels = [f'{state.op} {state.backend}' for state in backend_states()
-               if state.device == device.type and state.state == 'chosen']
-    return {**describe_machine(device), 'threads': threads, 'timm': timm.__version__,
-            'visionssm': visionssm.__version__, 'kernels': '; '.join(kernels)}
-
-
-def same_setup(first: dict[str, Any], second: dict[str, Any]) -> bool:
-    """Return whether numbers of two environments belong together: all but the day and the load are equal."""
-    passing = {'date', 'load average'}
-    return all(first.get(key) == second.get(key) for key in (first.keys() | second.keys()) - passing)
-
-
-def read_cells(path: Path | None) -> list[Cell]:
-    """Return the finished cells of a file; none where there is no file yet."""
-    if path is None or not path.is_file():
-        return []
-    try:
-        cells = json.loads(path.read_text())['cells']
-        for cell in cells:
-            cell['settings'], cell['environment'], cell['rows']
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{path} is no file of this tool, or is damaged ({error!r}). Remove it, and all is measured '
-                         'again, or give another name') from error
-    return cells
+    return {**describe_setup(device, threads), 'timm': timm.__version__}
 
 
 def measure(settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
@@ -135,8 +118,7 @@ def measure(settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str,
 
 def ratio(cell: Cell, model: str, peer: str) -> tuple[float, float, float] | None:
     """Return how many times as long a model takes as a peer in one cell: median, lower and upper quartile."""
-    times = {row['model']: Timing(row['rounds_ms'], row['least_ms']) for row in cell['rows'] if 'ms' in row}
-    return times[model].speed_of(times[peer]) if model in times and peer in times else None
+    return quotient(cell['rows'], 'model', model, peer)
 
 
 def fit_memory(pixels: Sequence[int], memory: Sequence[float]) -> dict[str, Any] | None:
@@ -201,11 +183,6 @@ def curves(cells: Sequence[Cell], field: str) -> dict[str, dict[int, float]]:
     return found
 
 
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    return [f'| {" | ".join(heading)} |', '|' + '---|' * left + '---:|' * (len(heading) - left),
-            *(f'| {" | ".join(row)} |' for row in rows)]
-
-
 def _cell_table(cell: Cell) -> list[str]:
     peers = cell['settings']['peers']
     rows = []
@@ -221,7 +198,7 @@ def _cell_table(cell: Cell) -> list[str]:
         memory = f'{row["peak_memory"] / 1e6:.0f}' if 'peak_memory' in row else ''
         speed = row['images_per_s']
         rows.append([name, f'{row["ms"]:.2f}', f'{speed:.{1 if speed >= 10 else 3}f}', memory, *ratios])
-    return _table(['model', 'ms', 'images/s', 'peak MB', *(f'time / {short(peer)}' for peer in peers)], rows)
+    return make_table(['model', 'ms', 'images/s', 'peak MB', *(f'time / {short(peer)}' for peer in peers)], rows)
 
 
 def _memory_rows(cells: Sequence[Cell]) -> Iterator[list[str]]:
@@ -246,36 +223,27 @@ def make_report(cells: Sequence[Cell]) -> str:
         rows = list(_memory_rows(group))
         if rows:
             heading = ('model', 'sizes', 'memory ~', 'straight line', 'linear in pixels')
-            lines += [f'## Memory over pixels: {words}', '', *_table(heading, rows, 5), '']
-    places: dict[str, list[float]] = {}
-    for cell in cells:
-        known = {key: value for key, value in cell['environment'].items() if value != ''}
-        load = known.pop('load average', None)
-        places.setdefault(', '.join(f'{key} {value}' for key, value in known.items()), []).append(load or 0)
-    for where, loads in places.items():
-        lines += [f'Measured on: {where}; load average {min(loads)} to {max(loads)}.', '']
-    return '\n'.join(lines)
+            lines += [f'## Memory over pixels: {words}', '', *make_table(heading, rows, 5), '']
+    return '\n'.join([*lines, *describe_places(cells)])
 
 
-def judge_bars(cells: Sequence[Cell]) -> list[tuple[bool | None, str]]:
+def judge_bars(cells: Sequence[Cell]) -> list[Judged]:
     """Return for each bar whether it is met, None where it was not measured, and what was found."""
-    found: list[tuple[bool | None, str]] = []
+    found: list[Judged] = []
     for bar in BARS:
         for batch, model in ((batch, model) for batch in bar.batches for model in bar.models):
-            what = f'{model} / {bar.peer}, batch {batch}, {bar.size} x {bar.size}'
-            before = len(found)
-            for cell in cells:
-                settings = cell['settings']
-                if (settings['size'], settings['batch_size'], settings['task']) != (bar.size, batch, 'forward'):
-                    continue
-                taken = ratio(cell, model, resolve(bar.peer))
-                if taken:
-                    found.append((taken[0] < bar.limit if bar.limit == 1 else taken[0] <= bar.limit,
-                                  f'{what}: {taken[0]:.2f} ({taken[1]:.2f} to {taken[2]:.2f}), limit {bar.limit} '
-                                  f'[{describe(settings)}]'))
-            if len(found) == before:
-                found.append((None, what))
+            about = [cell for cell in cells if (bar.size, batch, 'forward') == tuple(
+                cell['settings'][key] for key in ('size', 'batch_size', 'task'))]
+            found += judge(f'{model} / {bar.peer}, batch {batch}, {bar.size} x {bar.size}', about,
+                           lambda cell, bar=bar, model=model: _verdict(bar, model, cell))
     return found
+
+
+def _verdict(bar: Bar, model: str, cell: Cell) -> Judged | None:
+    taken = ratio(cell, model, resolve(bar.peer))
+    return taken and (taken[0] < bar.limit if bar.limit == 1 else taken[0] <= bar.limit,
+                      '{:.2f} ({:.2f} to {:.2f}), '.format(*taken)
+                      + f'limit {bar.limit} [{describe(cell["settings"])}]')
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
@@ -366,13 +334,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--min-seconds', type=float, default=0., metavar='S',
                         help='run quick models more often in a round, so that its rounds take this long together')
     parser.add_argument('--no-memory', action='store_true', help='measure times alone')
-    parser.add_argument('--again', action='store_true', help='measure what is finished too')
-    parser.add_argument('--render', action='store_true', help='measure nothing, and report all that --json holds')
-    parser.add_argument('--bars', action='store_true', help='say which limits to the ratios are met; exit code 1 if '
-                                                            'one that was measured is not')
-    parser.add_argument('--json', type=Path, metavar='FILE', help='all times; finished cells are kept there')
-    parser.add_argument('--plot', type=Path, metavar='FILE', help='a PNG of latency and memory over the size')
-    parser.add_argument('--markdown', type=Path, metavar='FILE', help='the tables, which are printed too')
+    add_result_options(parser, 'sizes')
 
 
 def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -407,51 +369,14 @@ def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _measure_all(args: argparse.Namespace, kept: list[Cell]) -> list[Cell]:
     options = {'rounds': args.rounds, 'warmup': args.warmup, 'min_seconds': args.min_seconds}
-    jobs, reported = plan(args), []
-    for number, settings in enumerate(jobs, 1):
-        here = environment(torch.device(args.device), args.threads)
-        words = f'[{number}/{len(jobs)}] {describe(settings)}, {settings["size"]} x {settings["size"]}'
-        old = next((cell for cell in kept if cell['settings'] == settings), None)
-        if old and same_setup(old['environment'], here) and not args.again:
-            sys.stderr.write(f'{words}: kept from {old["environment"]["date"]}\n')
-            reported.append(old)
-            continue
-        sys.stderr.write(f'{words}\n')
-        start = time.monotonic()
-        rows = measure(settings, options)
-        if old:
-            kept.remove(old)
-        kept.append({'settings': settings, 'options': options, 'environment': here, 'rows': rows})
-        reported.append(kept[-1])
-        for row in rows:
-            if 'error' in row:
-                sys.stderr.write(f'  {row["model"]} failed: {row["error"]}\n')
-        sys.stderr.write(f'  {time.monotonic() - start:.0f} s\n')
-        if args.json:
-            atomic_write(json.dumps({'cells': kept}, indent=1) + '\n', args.json)
-    return reported
+    return measure_cells(plan(args), kept, lambda settings: measure(settings, options),
+                         lambda: environment(torch.device(args.device), args.threads),
+                         lambda settings: f'{describe(settings)}, {settings["size"]} x {settings["size"]}', 'model',
+                         options, args.json, args.again)
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    for option, path in (('--json', args.json), ('--plot', args.plot), ('--markdown', args.markdown)):
-        if path is not None:
-            check_folder(path.parent, f'{option} {path}')
-    cells = read_cells(args.json)
-    if args.render and not cells:
-        raise ValueError(f'{args.json} holds nothing to report')
-    if not args.render:
-        cells = _measure_all(args, cells)
-    report = make_report(cells)
-    judged = judge_bars(cells) if args.bars else []
-    if judged:
-        words = {True: 'met', False: 'not met', None: 'not measured'}
-        report += '\n'.join(['', '## Limits', '', *(f'- {words[met]}: {text}' for met, text in judged), ''])
-    sys.stdout.write(report)
-    if args.markdown:
-        atomic_write(report, args.markdown)
-    if args.plot:
-        draw(cells, args.plot)
-    return 1 if any(met is False for met, _ in judged) else 0
+    return report_cells(args, lambda kept: _measure_all(args, kept), make_report, judge_bars, draw)
 
 
 # a device that cannot be used raises a RuntimeError or an AssertionError

@@ -57,6 +57,7 @@ def read_options(tool: Path, arguments: list[str], monkeypatch: pytest.MonkeyPat
     with monkeypatch.context() as patch, pytest.raises(Parsed):
         patch.setattr(argparse.ArgumentParser, 'parse_args', parse_args)
         patch.setattr(sys, 'argv', [str(tool), *arguments])
+        patch.setattr(sys, 'path', [str(tool.parent), *sys.path])
         runpy.run_path(str(tool), run_name='__main__')
 
 

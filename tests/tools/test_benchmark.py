@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from visionssm.analysis import cells
+
 MS = {'vim_pico': 30., 'vmamba_pico': 20., 'test_vit': 10.}
 
 
@@ -111,7 +113,7 @@ def test_after_a_stop_only_what_is_missing_is_measured(tool, run, asked, monkeyp
     assert code == 0 and [cell['size'] for cell in asked] == [32, 48, 64] and '32 x 32: kept from' in said
     assert report.count('time / test_vit') == 3
     assert run(*command, '--again')[0] == 0 and len(asked) == 6
-    monkeypatch.setattr(tool, 'describe_machine', lambda device: {'device': 'another', 'date': '', 'load average': 0})
+    monkeypatch.setattr(cells, 'describe_machine', lambda device: {'device': 'another', 'date': '', 'load average': 0})
     assert run(*command)[0] == 0 and len(asked) == 9
 
 
@@ -209,15 +211,39 @@ def test_places_that_cannot_be_written_and_damaged_files_are_refused_before_the_
     assert not asked
 
 
-def test_the_script_for_a_gpu_goes_on_after_a_part_that_fails(repo_root, tmp_path):
-    python = tmp_path / 'python'
-    python.write_text('#!/bin/sh\necho "$@" >> "$LOG"\ncase "$*" in *--channels-last*) exit 1;; esac\n'
+@pytest.fixture
+def gpu_script(repo_root: Path, tmp_path: Path) -> Callable[..., tuple[int, str, list[str]]]:
+    """Runs the script with a Python that writes down how it is called, and fails where a pattern of the shell says."""
+    python, log = tmp_path / 'python', tmp_path / 'log'
+    python.write_text('#!/bin/sh\necho "$@" >> "$LOG"\ncase "$*" in $FAIL) exit 1;; *freeze*) echo torch==1.0;; esac\n'
                       'while [ $# -gt 1 ]; do [ "$1" = --json ] && touch "$2"; shift; done; exit 0\n')
     python.chmod(0o755)
-    script, out, log = str(repo_root / 'tools' / 'benchmark_gpu.sh'), tmp_path / 'out', tmp_path / 'log'
-    environment = {'PATH': '/usr/bin:/bin', 'PYTHON': str(python), 'LOG': str(log)}
-    done = subprocess.run([script, str(out), 'cpu'], env=environment, capture_output=True, text=True, check=False)
-    calls = log.read_text().splitlines()[1:]
-    assert done.returncode == 1 and [call.split()[1] for call in calls] == ['--preset'] * 4 + ['--render'] * 3
-    assert '--bars' in next(call for call in calls if f'{out}/classification.png' in call)
-    assert subprocess.run([script], env=environment, capture_output=True, check=False).returncode == 2
+
+    def call(*arguments: str, fail: str = 'nothing') -> tuple[int, str, list[str]]:
+        log.write_text('')
+        environment = {'PATH': '/usr/bin:/bin', 'PYTHON': str(python), 'LOG': str(log), 'FAIL': fail}
+        done = subprocess.run([str(repo_root / 'tools' / 'benchmark_gpu.sh'), *arguments], env=environment,
+                              capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr, log.read_text().splitlines()[1:]
+
+    return call
+
+
+def test_the_script_for_a_gpu_goes_on_after_a_part_that_fails(gpu_script, tmp_path):
+    out = tmp_path / 'out'
+    code, _, calls = gpu_script(str(out), 'cpu', fail='*--channels-last*')
+    assert code == 1 and [call.split()[1] for call in calls] == ['--preset'] * 5 + ['--render'] * 4
+    assert [Path(call.split()[0]).stem for call in calls].count('benchmark_kernels') == 2
+    for name in ('kernels', 'classification'):
+        assert '--bars' in next(call for call in calls if f'{out}/{name}.png' in call)
+    assert gpu_script()[0] == 2
+
+
+def test_the_script_for_a_gpu_builds_mamba_ssm_only_if_asked_and_goes_on_without_it(gpu_script, tmp_path):
+    out = str(tmp_path / 'out')
+    code, said, calls = gpu_script('--with-mamba-ssm', out, 'cpu', fail='*selective_scan_fn*')
+    assert code == 0 and 'could not be built' in said and len(calls) == 5 + 10
+    assert (tmp_path / 'out' / 'constraints.txt').read_text() == 'torch==1.0\n'
+    assert '--no-binary mamba-ssm' in calls[3] and f'--constraint {out}/constraints.txt' in calls[3]
+    code, said, calls = gpu_script('--with-mamba-ssm', out, 'cpu')
+    assert code == 0 and 'built' not in said and len(calls) == 1 + 10
