@@ -5,6 +5,7 @@ import gc
 import math
 import os
 import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -47,6 +48,7 @@ PASSES = ('forward', 'forward+backward')
 BOUNDS = {'float32': (1e-4, 5e-4), 'float16': (2e-3, 5e-3), 'bfloat16': (5e-3, 1e-2)}
 OURS = ('reference', 'chunked', 'native', 'triton')
 MANY_STATES = 2 ** 26  # beyond, the reference, which keeps all of them in float64, needs gigabytes
+SLOW = 5  # seconds of a first run that are about those of any other
 COPY = 2 ** 28  # bytes of the copy that shows the bandwidth of memory
 
 
@@ -258,13 +260,17 @@ def _memory(run: Run, settings: dict[str, Any], name: str, device: torch.device)
 
 def _plan_rounds(
         runs: dict[str, Run],
+        slow: dict[str, float],
         device: torch.device,
         rounds: int,
         min_seconds: float,
         max_seconds: float,
 ) -> tuple[int, dict[str, int]]:
-    """Return the number of rounds, fewer (but 3) where they would take too long, and the runs of each in a round."""
-    ms = {name: timed(run, device) for name, run in runs.items()}
+    """Return the number of rounds, fewer (but 3) where they would take too long, and the runs of each in a round.
+
+    `slow` has the milliseconds of those that are too slow to be run once more for that.
+    """
+    ms = {name: slow.get(name) or timed(run, device) for name, run in runs.items()}
     repeats = {name: max(math.ceil(1e3 * min_seconds / rounds / max(t, 1e-3)), 1) for name, t in ms.items()}
     whole = sum(ms[name] * repeats[name] for name in runs) / 1e3
     return max(min(rounds, int(max_seconds / max(whole, 1e-9))), min(3, rounds)), repeats
@@ -310,10 +316,14 @@ def measure(settings: dict[str, Any], options: dict[str, Any]) -> list[Row]:
     truth = _truth(op, shape, settings['pass'], inputs, dout)
     chosen = [state.backend for state in backend_states()
               if (state.op, state.device, state.state) == (op.backends, device.type, 'chosen')]
-    runs, rows = {}, []
+    runs, slow, rows = {}, {}, []
     for name in settings['contestants']:
+        start = time.perf_counter()
         try:
             run, row = _first_run(op, name, settings, inputs, dout, truth, options['compile_seconds'])
+            seconds = time.perf_counter() - start
+            if seconds > SLOW and name != 'compiled':
+                slow[name] = 1e3 * seconds
             if settings['memory']:
                 row['peak_memory'] = _memory(run, settings, name, device)
             runs[name] = run
@@ -321,7 +331,8 @@ def measure(settings: dict[str, Any], options: dict[str, Any]) -> list[Row]:
             row = {'contestant': name, 'error': (str(error).strip().splitlines() or [type(error).__name__])[0]}
         rows.append(row | ({'chosen': True} if name in chosen else {}))
     del truth
-    rounds, repeats = _plan_rounds(runs, device, options['rounds'], options['min_seconds'], options['max_seconds'])
+    rounds, repeats = _plan_rounds(runs, slow, device, options['rounds'], options['min_seconds'],
+                                   options['max_seconds'])
     with tqdm(total=rounds * sum(repeats.values()), unit='run', leave=False, disable=None) as bar:
         times = alternate(runs, device, rounds, 0, repeats, bar.update)
     copy = copy_bandwidth(device) if settings['bandwidth'] else None

@@ -237,14 +237,21 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
 
 
 def _fill(axes: Any, group: Sequence[Cell], title: str) -> None:
-    for y, cell in enumerate(group):
-        times = {row['contestant']: row['ms'] for row in cell['rows'] if 'ms' in row}
-        for name, ms in times.items():
-            colour, marker = STYLES[name]
-            axes.plot([ms], [y], marker, color=colour, markersize=9 if marker == '*' else 7, zorder=2 + (name in OURS),
-                      label=None if name in axes.get_legend_handles_labels()[1] else name, linestyle='')
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    times = [{row['contestant']: row['ms'] for row in cell['rows'] if 'ms' in row} for cell in group]
+    lanes = {name: .17 * (-1) ** i for i, name in enumerate(name for name in STYLES if name not in OURS)}
+    for name, (colour, marker) in STYLES.items():
+        # peers above and below the line, or some would lie under ours
+        points = [(found[name], y + lanes.get(name, 0)) for y, found in enumerate(times) if name in found]
+        if points:
+            axes.plot(*zip(*points), marker, color=colour, markersize=9 if marker == '*' else 7, label=name,
+                      zorder=2 + (name in OURS))
     axes.set_xscale('log')
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
     axes.xaxis.set_major_formatter('{x:g}')
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_yticks(range(len(group)), [' x '.join(map(str, cell['settings']['shape'])) for cell in group], fontsize=8)
     axes.set_ylim(len(group) - .4, -.6)
     axes.set_xlabel('ms', fontsize=8)
