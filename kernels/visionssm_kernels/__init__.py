@@ -1,5 +1,6 @@
 """Scan kernels of visionssm: selective scans along sequences and along routes over maps, on any device."""
 from . import compat
+from ._cache_tag import tag_compiler_caches
 from ._dispatch import backend_report, set_strict, use_backend
 from ._library import export_decompositions
 from .causal_conv1d import causal_conv1d
@@ -15,3 +16,5 @@ __all__ = [
     'export_decompositions', 'get_routes', 'mamba_inner_fn', 'nc_ssd', 'selective_scan', 'selective_scan_2d',
     'selective_scan_fn', 'set_strict', 'ssd', 'ssd_2d', 'use_backend', 'wavefront_scan_2d',
 ]
+
+tag_compiler_caches()

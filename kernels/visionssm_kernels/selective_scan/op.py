@@ -55,6 +55,12 @@ def _parameters(dtype: torch.dtype, *tensors: torch.Tensor | None) -> tuple[torc
 _checked_tables = WeakIdKeyDictionary()
 
 
+def mark_checked(table: torch.Tensor) -> torch.Tensor:
+    """Returns a table of routes that is known to be right, so that no scan looks at it before it is written to."""
+    _checked_tables[table] = table._version
+    return table
+
+
 def _check_index(index: torch.Tensor, length: int) -> None:
     """Raises unless every row visits each pixel once: kernels write where the table says. Looks once at each table."""
     version = None if index.is_inference() else index._version
@@ -66,7 +72,7 @@ def _check_index(index: torch.Tensor, length: int) -> None:
         raise ValueError(f'selective_scan: every row of the table of routes must hold each of the numbers '
                          f'0..{length - 1} once; this one holds numbers from {low.item()} to {high.item()}')
     if version is not None:
-        _checked_tables[index] = version
+        mark_checked(index)
 
 
 def _routed_scan(

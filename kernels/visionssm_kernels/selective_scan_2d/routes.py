@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from .._library import define_op
+from ..selective_scan.op import mark_checked
+
 MERGES = ('sum', 'mean', 'none', 'step')
 
 Path = Callable[[torch.Tensor], torch.Tensor]
@@ -273,9 +276,21 @@ def is_traced(x: torch.Tensor) -> bool:
     return torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter)
 
 
-def _table(routes: Routes, x: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    make = routes.build if is_traced(x) else routes.table
-    return make(*size, x.device)
+def _route_table(routes: str, height: int, width: int, device: torch.device) -> torch.Tensor:
+    # a copy, because compiled graphs use the memory of dead tensors again; normal, because only such have a version
+    with torch.inference_mode(False):
+        return mark_checked(get_routes(routes).table(height, width, device).clone())
+
+
+def _route_table_fake(routes: str, height: int, width: int, device: torch.device) -> torch.Tensor:
+    return torch.empty(len(get_routes(routes)), height * width, dtype=torch.int32, device=device)
+
+
+# one node of a graph, where `Routes.build` has dozens, among them sorts that would run in every pass
+route_table = define_op(
+    'route_table', '(str routes, SymInt height, SymInt width, Device device) -> Tensor', _route_table,
+    _route_table_fake,
+    decomposition=lambda routes, height, width, device: get_routes(routes).build(height, width, device))
 
 
 def choose(
@@ -296,7 +311,8 @@ def choose(
         A name and None, or '' and a table on the device of x.
     """
     if isinstance(routes, Routes):
-        return '', _table(routes, x, size)
+        make = routes.build if is_traced(x) else routes.table
+        return '', make(*size, x.device)
     if isinstance(routes, torch.Tensor):
         if not is_traced(x):
             check_table(routes, size[0] * size[1])
@@ -330,4 +346,5 @@ def resolve(
     named = get_routes(routes)
     if named.natural is not None:
         return len(named), None, named.natural == 'reverse'
-    return len(named), _table(named, x, size), False
+    make = functools.partial(route_table, routes) if is_traced(x) else named.table
+    return len(named), make(*size, x.device), False
