@@ -1,4 +1,5 @@
 """`visionssm bench` and the timing behind it: what is run, how often, and what is said about it. No time is tested."""
+import functools
 import os
 import sys
 import time
@@ -107,6 +108,21 @@ def test_a_model_that_does_not_run_leaves_the_others_their_rows():
     assert ran['speed'] == 1 and 'error' not in ran
     with pytest.raises(ValueError, match='does not run'):
         compare_models(cases, 2, 0, progress=False)
+
+
+def test_each_model_is_compiled_for_its_own_size(monkeypatch):
+    graphs: list[bool] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor | torch.SymInt]):
+        graphs.append(any(isinstance(x, torch.SymInt) for x in inputs))
+        return graph
+
+    monkeypatch.setattr(torch, 'compile', functools.partial(torch.compile, backend=backend))
+    with torch._dynamo.config.patch(recompile_limit=1):  # beyond which models would run uncompiled
+        for size in (32, 64):
+            cases = [Case('test_convnext', batch, size, compiled=True) for batch in (1, 2, 3)]
+            compare_models(cases, 1, 0, progress=False)
+    assert graphs == [False] * 6
 
 
 def test_json_holds_all_combinations_alone_on_standard_output(run):

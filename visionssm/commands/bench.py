@@ -72,7 +72,7 @@ def _make_run(case: Case) -> tuple[Callable[[], None], tuple[int, ...]]:
         model = model.to(memory_format=torch.channels_last)
         inputs = [x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-6) if case.train and case.update else None
-    called = torch.compile(model) if case.compiled else model
+    called = torch.compile(model, dynamic=False) if case.compiled else model
     dtype = getattr(torch, case.dtype)
 
     def forward() -> Any:
@@ -139,11 +139,27 @@ def measure_memory(case: Case) -> tuple[int | None, int]:
     return peak_memory(run, device), held
 
 
-def _build_all(cases: Sequence[Case], memory: bool, keep_going: bool) -> list[dict[str, Any]]:
+@contextmanager
+def _own_compilation(cases: Sequence[Case]) -> Iterator[None]:
+    """Compile every model for its own sizes, whatever was compiled in this process before.
+
+    Models share code, and PyTorch by default compiles code 8 times, and then runs it uncompiled without an error.
+    """
+    if not any(case.compiled for case in cases):
+        yield
+        return
+    torch.compiler.reset()
+    limit = torch._dynamo.config.recompile_limit + 2 * len(cases)  # twice where memory is measured in this process
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        yield
+
+
+def _build_all(cases: Sequence[Case], memory: bool, keep_going: bool, progress: bool) -> list[dict[str, Any]]:
     """Measure memory, and then build everything; a row has `run`, or the `error` of a model that does not run."""
     rows: list[dict[str, Any]] = [dataclasses.asdict(case) for case in cases]
     for stage in ('memory', 'run') if memory else ('run',):
-        for case, row in zip(cases, rows, strict=True):
+        jobs = zip(cases, tqdm(rows, stage, unit='model', leave=False, disable=None if progress else True), strict=True)
+        for case, row in jobs:
             try:
                 if 'error' in row:
                     continue
@@ -184,7 +200,8 @@ def compare_models(
         `measure_memory` the `peak_memory` and `held_memory` in bytes.
     """
     device = torch.device(cases[0].device)
-    rows = _build_all(cases, memory, keep_going)
+    with _own_compilation(cases):
+        rows = _build_all(cases, memory, keep_going, progress)
     runs = {str(number): row.pop('run') for number, row in enumerate(rows) if 'run' in row}
     if not runs:
         return rows
