@@ -8,11 +8,11 @@
 #include <stdint.h>
 
 typedef struct {
-    int64_t batch, dim, length, width, reverse, threads;
+    int64_t batch, dim, length, width, silu, reverse, threads; /* silu: of the sums, in the forward pass only */
     const void *x, *weight, *bias, *dout; /* bias may be NULL; dout is read in the backward pass only */
-    int64_t x_stride[3], dout_stride[3];
-    void *out;                  /* forward: (B, D, L) */
-    void *dx, *dweight, *dbias; /* backward: (B, D, L), (D, W), (D) */
+    int64_t x_stride[3], dout_stride[3], out_stride[3], dx_stride[3];
+    void *out;                  /* forward: (B, D, L), stride 1 along D or along L */
+    void *dx, *dweight, *dbias; /* backward: (B, D, L) like out; (D, W), (D) */
 } conv_args;
 
 #endif

@@ -1,12 +1,9 @@
-/* The convolution for one scalar type and one instruction set; causal_conv1d.c includes this file once for each pair.
+/* The convolution for one scalar type and one instruction set; instances.h includes this file once for each pair.
  *
- * Needs: T, TARGET (function attribute), NAME(x) (a distinct name for x).
- *
- * A row is the sequence of one channel of one batch element; it stays in the first-level cache while each tap passes over
- * it once, so any filter width runs at full vector width.
+ * Where channels are innermost, lanes are channels and a step of the sequence is a row of vectors. Otherwise a row is the
+ * sequence of one channel of one batch element; it stays in the first-level cache while each tap passes over it once. Either
+ * way any filter width runs at full vector width.
  */
-#define INLINE TARGET static inline __attribute__((always_inline))
-
 /* out[t] = bias + sum_k weight[width - 1 - k] * in[t - k], or in[t + k] with `ahead`; zero outside the row. */
 INLINE void NAME(filter_row)(T *restrict out, const T *restrict in, const T *weight, T bias, int64_t length, int64_t width,
                              int64_t ahead) {
@@ -52,14 +49,29 @@ INLINE const T *NAME(rows_of)(const T *src, const int64_t *stride, int64_t rows,
     return scratch;
 }
 
+TARGET static void NAME(silu_row)(T *row, int64_t length) {
+    for (int64_t t = 0; t < length; t += GROUP * LANES) {
+        const size_t size = sizeof(T) * (length - t < GROUP * LANES ? length - t : GROUP * LANES);
+        V x[GROUP] = {{0}}, gate[GROUP];
+        memcpy(x, row + t, size);
+        EACH gate[j] = x[j];
+        NAME(sigmoid)(gate);
+        EACH x[j] *= gate[j];
+        memcpy(row + t, x, size);
+    }
+}
+
 TARGET static void NAME(forward_rows)(const conv_args *a, T *scratch, int64_t b, int64_t d0, int64_t d1) {
     const int64_t L = a->length, W = a->width;
     int64_t step;
     const T *x = (const T *)a->x + b * a->x_stride[0] + d0 * a->x_stride[1];
     x = NAME(rows_of)(x, a->x_stride, d1 - d0, L, scratch, &step);
-    for (int64_t d = d0; d < d1; d++)
-        NAME(filter_row)((T *)a->out + (b * a->dim + d) * L, x + (d - d0) * step, (const T *)a->weight + d * W,
-                         a->bias ? ((const T *)a->bias)[d] : 0, L, W, a->reverse);
+    for (int64_t d = d0; d < d1; d++) {
+        T *out = (T *)a->out + b * a->out_stride[0] + d * a->out_stride[1];
+        NAME(filter_row)(out, x + (d - d0) * step, (const T *)a->weight + d * W, a->bias ? ((const T *)a->bias)[d] : 0, L, W,
+                         a->reverse);
+        if (a->silu) NAME(silu_row)(out, L);
+    }
 }
 
 /* Adds the share of one batch element to the gradients of the filters of these channels. */
@@ -72,23 +84,107 @@ TARGET static void NAME(backward_rows)(const conv_args *a, T *scratch, int64_t b
     g = NAME(rows_of)(g, a->dout_stride, d1 - d0, L, scratch + ROWS * L, &g_step);
     for (int64_t d = d0; d < d1; d++, x += x_step, g += g_step) {
         T *dweight = (T *)a->dweight + d * W;
-        NAME(filter_row)((T *)a->dx + (b * a->dim + d) * L, g, (const T *)a->weight + d * W, 0, L, W, !a->reverse);
+        NAME(filter_row)((T *)a->dx + b * a->dx_stride[0] + d * a->dx_stride[1], g, (const T *)a->weight + d * W, 0, L, W,
+                         !a->reverse);
         ((T *)a->dbias)[d] += NAME(total)(g, L);
         for (int64_t k = 0; k < W && k < L; k++)
             dweight[W - 1 - k] += NAME(dot)(g + (a->reverse ? 0 : k), x + (a->reverse ? k : 0), L - k);
     }
 }
 
+INLINE V NAME(load_lanes)(const T *src, int lanes) {
+    V x = {0};
+    if (lanes == LANES) memcpy(&x, src, sizeof(V));
+    else memcpy(&x, src, sizeof(T) * lanes);
+    return x;
+}
+
+INLINE void NAME(store_lanes)(T *dst, V x, int lanes) {
+    if (lanes == LANES) memcpy(dst, &x, sizeof(V));
+    else memcpy(dst, &x, sizeof(T) * lanes);
+}
+
+/* The filter at step t of channels with stride 1: looks back, or with `ahead` forth; see filter_row. */
+INLINE V NAME(filter_lanes)(const T *in, int64_t step, const V *taps, V sum, int64_t t, int64_t length, int64_t width,
+                            int64_t ahead, int lanes) {
+    const int64_t room = ahead ? length - t : t + 1, reach = room < width ? room : width;
+    for (int64_t k = 0; k < reach; k++)
+        sum = FMA(taps[width - 1 - k], NAME(load_lanes)(in + (ahead ? t + k : t - k) * step, lanes), sum);
+    return sum;
+}
+
+TARGET static void NAME(forward_lanes)(const conv_args *a, V *taps, int64_t b, int64_t d, int lanes) {
+    const int64_t L = a->length, W = a->width;
+    const T *x = (const T *)a->x + b * a->x_stride[0] + d;
+    T *out = (T *)a->out + b * a->out_stride[0] + d;
+    V bias = {0};
+    NAME(load_rows)(taps, (const T *)a->weight + d * W, W, W, lanes, 1);
+    if (a->bias) NAME(load_rows)(&bias, (const T *)a->bias + d, 1, 1, lanes, 1);
+    for (int64_t t = 0; t < L; t += GROUP) {
+        const int many = L - t < GROUP ? (int)(L - t) : GROUP;
+        V sum[GROUP], gate[GROUP];
+        EACH sum[j] = j < many ? NAME(filter_lanes)(x, a->x_stride[2], taps, bias, t + j, L, W, a->reverse, lanes) : bias;
+        if (a->silu) {
+            EACH gate[j] = sum[j];
+            NAME(sigmoid)(gate);
+            EACH sum[j] *= gate[j];
+        }
+        for (int j = 0; j < many; j++) NAME(store_lanes)(out + (t + j) * a->out_stride[2], sum[j], lanes);
+    }
+}
+
+/* All batch elements of a block of channels: `taps` has room for the filters and for their gradients. */
+TARGET static void NAME(backward_lanes)(const conv_args *a, V *taps, int64_t d, int lanes) {
+    const int64_t L = a->length, W = a->width;
+    V *dtaps = taps + W, dbias = {0};
+    NAME(load_rows)(taps, (const T *)a->weight + d * W, W, W, lanes, 1);
+    memset(dtaps, 0, sizeof(V) * W);
+    for (int64_t b = 0; b < a->batch; b++) {
+        const T *x = (const T *)a->x + b * a->x_stride[0] + d, *g = (const T *)a->dout + b * a->dout_stride[0] + d;
+        T *dx = (T *)a->dx + b * a->dx_stride[0] + d;
+        for (int64_t t = 0; t < L; t++) {
+            const V here = NAME(load_lanes)(g + t * a->dout_stride[2], lanes);
+            const int64_t room = a->reverse ? L - t : t + 1, reach = room < W ? room : W;
+            dbias += here;
+            for (int64_t k = 0; k < reach; k++)
+                dtaps[W - 1 - k] += here * NAME(load_lanes)(x + (a->reverse ? t + k : t - k) * a->x_stride[2], lanes);
+            const V sum = NAME(filter_lanes)(g, a->dout_stride[2], taps, (V){0}, t, L, W, !a->reverse, lanes);
+            NAME(store_lanes)(dx + t * a->dx_stride[2], sum, lanes);
+        }
+    }
+    NAME(store_rows)(dtaps, (T *)a->dweight + d * W, W, W, lanes);
+    NAME(store_rows)(&dbias, (T *)a->dbias + d, 1, 1, lanes);
+}
+
+TARGET static void NAME(task)(const conv_args *a, char *scratch, int innermost, int backward, int64_t b, int64_t d0, int64_t d1) {
+    if (innermost) {
+        for (int64_t d = d0; d < d1; d += LANES) {
+            const int lanes = d1 - d < LANES ? (int)(d1 - d) : LANES;
+            if (backward) NAME(backward_lanes)(a, (V *)scratch, d, lanes);
+            else NAME(forward_lanes)(a, (V *)scratch, b, d, lanes);
+        }
+    } else if (backward) {
+        memset((T *)a->dweight + d0 * a->width, 0, sizeof(T) * (d1 - d0) * a->width);
+        memset((T *)a->dbias + d0, 0, sizeof(T) * (d1 - d0));
+        for (b = 0; b < a->batch; b++) NAME(backward_rows)(a, (T *)scratch, b, d0, d1);
+    } else
+        NAME(forward_rows)(a, (T *)scratch, b, d0, d1);
+}
+
 /* Runs all blocks of channels; returns 0, or 1 if memory ran out. A block sums over the batch in order, so gradients do not
  * depend on the number of threads. */
 static int NAME(run)(const conv_args *a, int backward) {
     const int64_t blocks = (a->dim + ROWS - 1) / ROWS, tasks = backward ? blocks : blocks * a->batch;
-    const int strided = a->x_stride[2] != 1 || (backward && a->dout_stride[2] != 1);
+    const int innermost = (backward ? a->dx_stride : a->out_stride)[1] == 1 && a->x_stride[1] == 1 &&
+        (!backward || a->dout_stride[1] == 1);
+    const size_t rows = sizeof(T) * 2 * ROWS * a->length, taps = sizeof(V) * 2 * a->width;
     int failed = 0;
 #pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
     {
-        T *scratch = strided ? malloc(sizeof(T) * 2 * ROWS * a->length) : NULL;
-        if (strided && !scratch) {
+        char *memory = malloc((innermost ? taps : rows) + 64);
+        char *scratch = (char *)(((uintptr_t)memory + 63) / 64 * 64);
+        const unsigned mode = flush_denormals();
+        if (!memory) {
 #pragma omp atomic write
             failed = 1;
         }
@@ -97,18 +193,11 @@ static int NAME(run)(const conv_args *a, int backward) {
 #pragma omp for schedule(static)
             for (int64_t task = 0; task < tasks; task++) {
                 const int64_t d0 = task % blocks * ROWS, d1 = d0 + ROWS < a->dim ? d0 + ROWS : a->dim;
-                if (!backward) {
-                    NAME(forward_rows)(a, scratch, task / blocks, d0, d1);
-                    continue;
-                }
-                memset((T *)a->dweight + d0 * a->width, 0, sizeof(T) * (d1 - d0) * a->width);
-                memset((T *)a->dbias + d0, 0, sizeof(T) * (d1 - d0));
-                for (int64_t b = 0; b < a->batch; b++) NAME(backward_rows)(a, scratch, b, d0, d1);
+                NAME(task)(a, scratch, innermost, backward, task / blocks, d0, d1);
             }
         }
-        free(scratch);
+        restore_denormals(mode);
+        free(memory);
     }
     return failed;
 }
-
-#undef INLINE

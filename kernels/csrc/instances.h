@@ -32,13 +32,40 @@ static unsigned flush_denormals(void) { return 0; }
 static void restore_denormals(unsigned mode) { (void)mode; }
 #endif
 
+#if defined(__x86_64__)
+/* Turns a square of 8 x 8 numbers over: row i of `dst` is column i of `src`. */
+__attribute__((target("avx2,fma"), unused))
+static inline void transpose8(float *dst, int64_t dst_stride, const float *src, int64_t src_stride) {
+    __m256 row[8], pair[8], quad[8];
+    for (int i = 0; i < 8; i++) row[i] = _mm256_loadu_ps(src + i * src_stride);
+    for (int i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4)
+        for (int j = 0; j < 2; j++) {
+            quad[i + 2 * j] = _mm256_shuffle_ps(pair[i + j], pair[i + 2 + j], 0x44);
+            quad[i + 2 * j + 1] = _mm256_shuffle_ps(pair[i + j], pair[i + 2 + j], 0xee);
+        }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(dst + i * dst_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x20));
+        _mm256_storeu_ps(dst + (i + 4) * dst_stride, _mm256_permute2f128_ps(quad[i], quad[i + 4], 0x31));
+    }
+}
+#define TRANSPOSE transpose8
+#endif
+
 #define T float
 #define TI int32_t
 #define TYPE f32
-#define LANES 16
 #define IS_FLOAT 1
 
 #define ISA base
+#define LANES 4
+#define BLOCK 0
+#define FMA(a, b, c) ((a) * (b) + (c))
+#define SPLAT(x) ((V){x, x, x, x})
+#define HOLD(x) SPLAT(x)
 #define TARGET
 #define CLAMP(x, low, high) do { \
         x = SELECT(x < (low), (V){0} + (low), x); \
@@ -47,43 +74,65 @@ static void restore_denormals(unsigned mode) { (void)mode; }
 #include "vectors.h"
 #include KERNELS
 #undef ISA
+#undef LANES
+#undef BLOCK
+#undef FMA
+#undef SPLAT
+#undef HOLD
 #undef TARGET
 #undef CLAMP
 
 #if defined(__x86_64__)
+#define BLOCK 8
 /* the second operand of these instructions comes back where one is NaN */
-#define CLAMP(x, low, high) do { \
-        __m256 *half = (__m256 *)&(x); \
-        for (int h = 0; h < 2; h++) \
-            half[h] = _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), half[h])); \
-    } while (0)
+#define CLAMP(x, low, high) \
+    (x = (V)_mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), (__m256)(x))))
+#define FMA(a, b, c) ((V)_mm256_fmadd_ps((__m256)(a), (__m256)(b), (__m256)(c)))
+#define SPLAT(x) ((V)_mm256_set1_ps(x))
+#define HOLD(x) ({ V held = SPLAT(x); __asm__("" : "+x"(held)); held; })
 #define ISA avx2
+#define LANES 8
 #define TARGET __attribute__((target("avx2,fma")))
 #include "vectors.h"
 #include KERNELS
 #undef ISA
+#undef LANES
 #undef TARGET
-
+#undef FMA
+#undef SPLAT
+#undef HOLD
 #undef CLAMP
+
 #define CLAMP(x, low, high) \
     (x = (V)_mm512_min_ps(_mm512_set1_ps(high), _mm512_max_ps(_mm512_set1_ps(low), (__m512)(x))))
+#define FMA(a, b, c) ((V)_mm512_fmadd_ps((__m512)(a), (__m512)(b), (__m512)(c)))
+#define SPLAT(x) ((V)_mm512_set1_ps(x))
+#define HOLD(x) SPLAT(x) /* thirty-two registers hold all */
 #define ISA avx512
+#define LANES 16
 #define TARGET __attribute__((target("avx2,fma,avx512f,avx512dq,avx512bw,avx512vl")))
 #include "vectors.h"
 #include KERNELS
 #undef ISA
+#undef LANES
 #undef TARGET
+#undef FMA
+#undef SPLAT
+#undef HOLD
+#undef CLAMP
+#undef BLOCK
 #endif
 
 #undef T
 #undef TI
 #undef TYPE
-#undef LANES
 #undef IS_FLOAT
 #define T double
 #define TI int64_t
 #define TYPE f64
 #define LANES 8
+#define BLOCK 0
+#define FMA(a, b, c) ((a) * (b) + (c))
 #define IS_FLOAT 0
 #define ISA base
 #define TARGET

@@ -1,12 +1,11 @@
 /* Routed selective scan, forward and backward, for float and double; see selective_scan_kernels.h. */
 #include "selective_scan.h"
 
-#define STATES 4 /* states that run through a chunk together: more share loads, fewer keep registers free */
 #define ARGS scan_args
 #define KERNELS "selective_scan_kernels.h"
 #include "instances.h"
 
-EXPORT int visionssm_abi(void) { return 2; }
+EXPORT int visionssm_abi(void) { return 3; }
 
 EXPORT const char *visionssm_isa(void) {
     static const char *const names[] = {"base", "avx2", "avx512"};

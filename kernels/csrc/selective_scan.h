@@ -1,7 +1,7 @@
 /* Arguments of the routed selective scan; mirrored by `ScanArgs` in visionssm_kernels/selective_scan/cpu.py.
  *
  * Shapes and meaning are those of the backend contract in visionssm_kernels/_dispatch.py. Strides count elements, in the
- * order of the dimensions; a dimension that is absent or broadcast has stride 0. Outputs are contiguous.
+ * order of the dimensions; a dimension that is absent or broadcast has stride 0. What has no strides is contiguous.
  */
 #ifndef VISIONSSM_SELECTIVE_SCAN_H
 #define VISIONSSM_SELECTIVE_SCAN_H
@@ -19,8 +19,9 @@ typedef struct {
 
     const void *u, *delta, *A, *B, *C, *D, *z, *delta_bias;
     const int32_t *index;
-    int64_t u_stride[4], delta_stride[4], z_stride[4], dout_stride[4]; /* (B, K, D, L) */
-    int64_t b_stride[5], c_stride[5];                                  /* (B, K, G, N, L) */
+    int64_t u_stride[4], delta_stride[4], z_stride[4], dout_stride[4];            /* (B, K, D, L) */
+    int64_t out_stride[4], du_stride[4], ddelta_stride[4], dz_stride[4]; /* (B, 1 or K, D, L) */
+    int64_t b_stride[5], c_stride[5];                                    /* (B, K, G, N, L) */
 
     void *out, *last_state, *checkpoints; /* checkpoints may be NULL in the forward pass */
 

@@ -1,9 +1,10 @@
 /* The scan for one scalar type and one instruction set; instances.h includes this file once for each pair.
  *
  * Lanes are channels, so sums over states need no shuffle and any state size fills the vectors. A chunk of 64 positions of
- * 64 bytes of channels is a tile (4 KiB); maps are read into tiles through the route and written back the same way, so the
- * recurrence itself sees neither routes nor strides. It runs state by state over a chunk: decay rate and state stay in
- * registers and the exponentials of a chunk are independent of each other.
+ * a vector of channels is a tile (2 or 4 KiB); maps are read into tiles through the route and written back the same way, so the
+ * recurrence itself sees neither routes nor strides. It runs state by state over a chunk, a group of positions at a time:
+ * decay rate and state stay in registers, and the exponentials are independent of each other. Tiles are filled up to a whole
+ * group with steps of 0, which leave the state as it is.
  */
 #define CHUNK VISIONSSM_CHUNK
 #define PITCH (CHUNK + 1) /* tiles of exactly 4 KiB would all compete for the same cache sets */
@@ -11,9 +12,9 @@
 /* Scratch of one thread, carved out of one aligned block; the sizes of the last rows depend on the states N. */
 typedef struct {
     V x[PITCH], step[PITCH], drive[PITCH], y[PITCH];
-    V slope[PITCH], dy[PITCH], gate[PITCH], dout[PITCH], dstep[PITCH], ddrive[PITCH];
-    V decay[STATES][PITCH], after[STATES][PITCH];
-    int64_t pixel[CHUNK];
+    V slope[PITCH], dy[PITCH], gate[PITCH], slope_gate[PITCH], dout[PITCH], dstep[PITCH], ddrive[PITCH];
+    V decay[PITCH], after[PITCH];
+    int64_t pixel[CHUNK], run; /* see NAME(place) */
 } NAME(tiles);
 
 typedef struct {
@@ -25,64 +26,111 @@ typedef struct {
     T *brow, *crow;                            /* [N][CHUNK] */
 } NAME(scratch);
 
-APART void NAME(fill_pixels)(int64_t *pixel, const scan_args *a, int64_t k, int64_t start, int len) {
+APART void NAME(fill_pixels)(NAME(tiles) *t, const scan_args *a, int64_t k, int64_t start, int len) {
     if (a->index)
-        for (int i = 0; i < len; i++) pixel[i] = a->index[k * a->length + start + i];
+        for (int i = 0; i < len; i++) t->pixel[i] = a->index[k * a->length + start + i];
     else
-        for (int i = 0; i < len; i++) pixel[i] = a->reverse ? a->length - 1 - start - i : start + i;
+        for (int i = 0; i < len; i++) t->pixel[i] = a->reverse ? a->length - 1 - start - i : start + i;
+    t->run = len > 1 ? t->pixel[1] - t->pixel[0] : 1;
+    for (int i = 2; i < len; i++)
+        if (t->pixel[i] != t->pixel[i - 1] + t->run) t->run = 0;
+}
+
+INLINE NAME(place) NAME(place_of)(const NAME(tiles) *t, int len, int lanes) {
+    return (NAME(place)){t->pixel, t->run, len, lanes};
+}
+
+/* Reads a tile of a map (B, K, D, L), or writes one or adds it. */
+INLINE void NAME(load_map)(NAME(tiles) *t, V *tile, const void *map, const int64_t *stride, int64_t b, int64_t k, int64_t d,
+                           int len, int lanes) {
+    NAME(load_tile)(tile, (const T *)map + b * stride[0] + k * stride[1] + d * stride[2], stride[2], stride[3],
+                    NAME(place_of)(t, len, lanes));
+}
+
+INLINE void NAME(store_map)(NAME(tiles) *t, const V *tile, void *map, const int64_t *stride, int64_t b, int64_t k, int64_t d,
+                            int len, int lanes, int add) {
+    NAME(store_tile)(tile, (T *)map + b * stride[0] + k * stride[1] + d * stride[2], stride[2], stride[3],
+                     NAME(place_of)(t, len, lanes), add);
+}
+
+/* Derivatives of softplus at a group. */
+APART void NAME(slopes)(V *slope, const V *raw) {
+    V x[GROUP];
+    EACH x[j] = raw[j];
+    NAME(sigmoid)(x);
+    EACH slope[j] = SELECT(raw[j] > 20, (V){0} + 1, x[j]);
+}
+
+/* silu of a tile up to a whole group */
+APART void NAME(silu)(V *out, const V *gate, int len) {
+    for (int i = 0; i < len; i += GROUP) {
+        V x[GROUP];
+        EACH x[j] = gate[i + j];
+        NAME(sigmoid)(x);
+        EACH out[i + j] = gate[i + j] * x[j];
+    }
+}
+
+/* derivative of silu */
+APART void NAME(silu_slope)(V *out, const V *gate, int len) {
+    for (int i = 0; i < len; i += GROUP) {
+        V x[GROUP];
+        EACH x[j] = gate[i + j];
+        NAME(sigmoid)(x);
+        EACH out[i + j] = x[j] * (1 + gate[i + j] * (1 - x[j]));
+    }
 }
 
 /* Reads delta, finishes it (bias, softplus) and multiplies it with the input. */
 APART void NAME(load_inputs)(NAME(tiles) *t, const scan_args *a, int64_t b, int64_t k, int64_t d, int len, int lanes, int slope) {
-    const int64_t *us = a->u_stride, *ds = a->delta_stride;
-    NAME(load_tile)(t->x, (const T *)a->u + b * us[0] + k * us[1] + d * us[2], us[2], us[3], t->pixel, len, lanes);
-    NAME(load_tile)(t->step, (const T *)a->delta + b * ds[0] + k * ds[1] + d * ds[2], ds[2], ds[3], t->pixel, len, lanes);
+    NAME(load_map)(t, t->x, a->u, a->u_stride, b, k, d, len, lanes);
+    NAME(load_map)(t, t->step, a->delta, a->delta_stride, b, k, d, len, lanes);
     if (a->delta_bias) {
         V bias;
         NAME(load_rows)(&bias, (const T *)a->delta_bias + k * a->dim + d, 1, 1, lanes, 1);
         for (int i = 0; i < len; i++) t->step[i] += bias;
     }
+    for (int i = len; i < ROUND_UP(len); i++) t->x[i] = t->step[i] = (V){0};
     if (a->delta_softplus)
-        for (int i = 0; i < len; i++) {
-            V raw = t->step[i];
-            t->step[i] = NAME(softplus)(raw);
-            if (slope) t->slope[i] = SELECT(raw > 20, (V){0} + 1, NAME(sigmoid)(raw));
+        for (int i = 0; i < len; i += GROUP) {
+            if (slope) NAME(slopes)(t->slope + i, t->step + i);
+            V soft[GROUP];
+            EACH soft[j] = t->step[i + j];
+            NAME(softplus)(soft);
+            EACH t->step[i + j] = soft[j];
         }
-    for (int i = 0; i < len; i++) t->drive[i] = t->step[i] * t->x[i];
+    for (int i = len; i < ROUND_UP(len); i++) t->step[i] = (V){0};
+    for (int i = 0; i < ROUND_UP(len); i++) t->drive[i] = t->step[i] * t->x[i];
 }
 
-/* `many` states of a chunk: advances them and adds their share of the output. */
-INLINE void NAME(advance_)(const int many, const int b_const, const int c_const, NAME(tiles) *t, V *state, const V *rate,
-                          const T *brow, const T *crow, const V *bvec, const V *cvec, int len) {
-    V h[4], r[4];
-    for (int j = 0; j < many; j++) h[j] = state[j], r[j] = rate[j];
-    for (int i = 0; i < len; i++) {
-        V step = t->step[i], drive = t->drive[i], y = t->y[i];
-        for (int j = 0; j < many; j++) {
-            V in = b_const ? drive * bvec[j] : drive * brow[j * CHUNK + i];
-            h[j] = DECAY(step * r[j]) * h[j] + in;
-            y += c_const ? h[j] * cvec[j] : h[j] * crow[j * CHUNK + i];
+/* One state of a chunk: advances it and adds its share of the output. */
+INLINE void NAME(advance_)(const int b_const, const int c_const, NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow,
+                           V bvec, V cvec, int len) {
+    V h = *state;
+    for (int i = 0; i < len; i += GROUP) {
+        V decay[GROUP], in[GROUP];
+        EACH decay[j] = t->step[i + j] * rate;
+        DECAY(decay);
+        EACH in[j] = b_const ? t->drive[i + j] * bvec : t->drive[i + j] * brow[i + j];
+        EACH {
+            h = FMA(decay[j], h, in[j]); /* the only operation that waits for the position before */
+            t->y[i + j] += c_const ? h * cvec : h * crow[i + j];
         }
-        t->y[i] = y;
     }
-    for (int j = 0; j < many; j++) state[j] = h[j];
+    *state = h;
 }
 
 /* The variants that are compiled apart; constant B and C are rare and share one. */
-#define ADVANCE_ARGS NAME(tiles) *t, V *state, const V *rate, const T *brow, const T *crow, const V *bvec, const V *cvec, int len
-#define ADVANCE_PASS t, state, rate, brow, crow, bvec, cvec, len
-APART void NAME(advance_many)(ADVANCE_ARGS) { NAME(advance_)(STATES, 0, 0, ADVANCE_PASS); }
-APART void NAME(advance_one)(ADVANCE_ARGS) { NAME(advance_)(1, 0, 0, ADVANCE_PASS); }
-APART void NAME(advance_const)(int b_const, int c_const, ADVANCE_ARGS) { NAME(advance_)(1, b_const, c_const, ADVANCE_PASS); }
-
-INLINE void NAME(advance)(int many, int b_const, int c_const, ADVANCE_ARGS) {
-    if (b_const || c_const) NAME(advance_const)(b_const, c_const, ADVANCE_PASS);
-    else if (many == 1) NAME(advance_one)(ADVANCE_PASS);
-    else NAME(advance_many)(ADVANCE_PASS);
+APART void NAME(advance)(NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow, int len) {
+    NAME(advance_)(0, 0, t, state, rate, brow, crow, rate, rate, len);
+}
+APART void NAME(advance_any)(int b_const, int c_const, NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow, V bvec,
+                             V cvec, int len) {
+    NAME(advance_)(b_const, c_const, t, state, rate, brow, crow, bvec, cvec, len);
 }
 
 APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, int64_t k, int64_t g, int64_t d0, int64_t d1) {
-    const int b_const = a->b_groups == 0, c_const = a->c_groups == 0, many = b_const || c_const ? 1 : STATES;
+    const int b_const = a->b_groups == 0, c_const = a->c_groups == 0;
     const int64_t N = a->state, L = a->length, chunks = (L + CHUNK - 1) / CHUNK, bk = b * a->routes + k;
     NAME(tiles) *t = s->tiles;
     const T *B = a->B, *C = a->C;
@@ -97,127 +145,114 @@ APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, i
     }
     for (int64_t chunk = 0; chunk < chunks; chunk++) {
         const int len = L - chunk * CHUNK < CHUNK ? (int)(L - chunk * CHUNK) : CHUNK;
-        NAME(fill_pixels)(t->pixel, a, k, chunk * CHUNK, len);
-        if (!b_const) NAME(load_matrix)(s->brow, B, a->b_stride[3], a->b_stride[4], t->pixel, len, N, CHUNK);
-        if (!c_const) NAME(load_matrix)(s->crow, C, a->c_stride[3], a->c_stride[4], t->pixel, len, N, CHUNK);
+        NAME(fill_pixels)(t, a, k, chunk * CHUNK, len);
+        if (!b_const) NAME(load_matrix)(s->brow, CHUNK, B, N, a->b_stride[3], a->b_stride[4], NAME(place_of)(t, len, 0));
+        if (!c_const) NAME(load_matrix)(s->crow, CHUNK, C, N, a->c_stride[3], a->c_stride[4], NAME(place_of)(t, len, 0));
         for (int64_t d = d0, block = 0; d < d1; d += LANES, block++) {
             const int lanes = d1 - d < LANES ? (int)(d1 - d) : LANES;
             const int64_t row = bk * a->dim + d;
             V *state = s->state + block * N;
             if (a->checkpoints)
-                NAME(store_rows)(state, (T *)a->checkpoints + (row * chunks + chunk) * N, chunks * N, N, lanes, 1);
+                NAME(store_rows)(state, (T *)a->checkpoints + (row * chunks + chunk) * N, chunks * N, N, lanes);
             NAME(load_inputs)(t, a, b, k, d, len, lanes, 0);
             V skip = {0};
             if (a->D) NAME(load_rows)(&skip, (const T *)a->D + k * a->dim + d, 1, 1, lanes, 1);
-            for (int i = 0; i < len; i++) t->y[i] = t->x[i] * skip;
+            for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = t->x[i] * skip;
             const V *rate = s->rate + block * N, *bvec = s->bvec + block * N, *cvec = s->cvec + block * N;
-            for (int64_t n = 0, step; n < N; n += step) {
-                step = n + many <= N ? many : 1;
-                NAME(advance)((int)step, b_const, c_const, t, state + n, rate + n, s->brow + n * CHUNK, s->crow + n * CHUNK,
-                              bvec + n, cvec + n, len);
-            }
+            for (int64_t n = 0; n < N; n++)
+                if (b_const || c_const)
+                    NAME(advance_any)(b_const, c_const, t, state + n, rate[n], s->brow + n * CHUNK, s->crow + n * CHUNK, bvec[n],
+                                      cvec[n], len);
+                else NAME(advance)(t, state + n, rate[n], s->brow + n * CHUNK, s->crow + n * CHUNK, len);
             if (a->z) {
-                const int64_t *zs = a->z_stride;
-                NAME(load_tile)(t->gate, (const T *)a->z + b * zs[0] + k * zs[1] + d * zs[2], zs[2], zs[3], t->pixel, len, lanes);
-                for (int i = 0; i < len; i++) t->y[i] *= t->gate[i] * NAME(sigmoid)(t->gate[i]);
+                NAME(load_map)(t, t->gate, a->z, a->z_stride, b, k, d, len, lanes);
+                NAME(silu)(t->gate, t->gate, len);
+                for (int i = 0; i < len; i++) t->y[i] *= t->gate[i];
             }
-            const int64_t out_row = a->merge ? b * a->dim + d : row;
-            NAME(store_tile)(t->y, (T *)a->out + out_row * L, L, t->pixel, len, lanes, a->merge && k);
+            NAME(store_map)(t, t->y, a->out, a->out_stride, b, k, d, len, lanes, a->merge && k);
         }
     }
     for (int64_t d = d0, block = 0; d < d1; d += LANES, block++)
         NAME(store_rows)(s->state + block * N, (T *)a->last_state + (bk * a->dim + d) * N, N, N,
-                         d1 - d < LANES ? (int)(d1 - d) : LANES, 1);
+                         d1 - d < LANES ? (int)(d1 - d) : LANES);
 }
 
-/* `many` states of a chunk: recomputes them from the checkpoint, then runs the adjoint recurrence backwards. */
-INLINE void NAME(retreat_)(const int many, const int b_const, const int c_const, const int gated, NAME(tiles) *t,
-                          const V *start, V *carry, const V *rate, V *drate, const T *brow, const T *crow,
-                          const V *bvec, const V *cvec, V *db, V *dc, V *db_sum, V *dc_sum, int len) {
-    V h[STATES], r[STATES], g[STATES], dr[STATES], bs[STATES], cs[STATES];
-    for (int j = 0; j < many; j++) h[j] = start[j], r[j] = rate[j], g[j] = carry[j], dr[j] = drate[j];
-    for (int i = 0; i < len; i++) {
-        V step = t->step[i], drive = t->drive[i], y = gated ? t->y[i] : (V){0};
-        for (int j = 0; j < many; j++) {
-            V decay = DECAY(step * r[j]);
-            h[j] = decay * h[j] + (b_const ? drive * bvec[j] : drive * brow[j * CHUNK + i]);
-            t->decay[j][i] = decay;
-            t->after[j][i] = h[j];
-            if (gated) y += c_const ? h[j] * cvec[j] : h[j] * crow[j * CHUNK + i];
+/* One state of a chunk: recomputes it from the checkpoint, then runs the adjoint recurrence backwards. Its sums for B and C
+ * go to `db` and `dc`, over positions where they vary and to one vector where they are constant. */
+INLINE void NAME(retreat_)(const int b_const, const int c_const, const int gated, NAME(tiles) *t, V start, V *carry, V rate,
+                           V *drate, const T *brow, const T *crow, V bvec, V cvec, V *db, V *dc, int len) {
+    V h = start, g = *carry, dr = *drate, bs = *db, cs = *dc;
+    for (int i = 0; i < len; i += GROUP) {
+        V decay[GROUP], in[GROUP];
+        EACH decay[j] = t->step[i + j] * rate;
+        DECAY(decay);
+        EACH in[j] = b_const ? t->drive[i + j] * bvec : t->drive[i + j] * brow[i + j];
+        EACH {
+            h = FMA(decay[j], h, in[j]);
+            t->decay[i + j] = decay[j];
+            t->after[i + j] = h;
+            if (gated) t->y[i + j] += c_const ? h * cvec : h * crow[i + j];
         }
-        if (gated) t->y[i] = y;
     }
-    for (int j = 0; j < many; j++) bs[j] = b_const ? db_sum[j] : (V){0}, cs[j] = c_const ? dc_sum[j] : (V){0};
     for (int i = len - 1; i >= 0; i--) {
-        V step = t->step[i], drive = t->drive[i], dy = t->dy[i], dstep = t->dstep[i], ddrive = t->ddrive[i];
-        for (int j = 0; j < many; j++) {
-            V before = i ? t->after[j][i - 1] : start[j];
-            if (c_const) g[j] += dy * cvec[j], cs[j] += dy * t->after[j][i];
-            else g[j] += dy * crow[j * CHUNK + i], dc[j * PITCH + i] += dy * t->after[j][i];
-            if (b_const) bs[j] += g[j] * drive, ddrive += g[j] * bvec[j];
-            else db[j * PITCH + i] += g[j] * drive, ddrive += g[j] * brow[j * CHUNK + i];
-            g[j] *= t->decay[j][i];
-            V slope = g[j] * before;
-            dr[j] += slope * step;
-            dstep += slope * r[j];
-        }
-        t->dstep[i] = dstep;
-        t->ddrive[i] = ddrive;
+        const V dy = t->dy[i], after = t->after[i], before = i ? t->after[i - 1] : start;
+        g += c_const ? dy * cvec : dy * crow[i];
+        if (c_const) cs += dy * after;
+        else dc[i] += dy * after;
+        if (b_const) bs += g * t->drive[i];
+        else db[i] += g * t->drive[i];
+        t->ddrive[i] += b_const ? g * bvec : g * brow[i];
+        g *= t->decay[i];
+        const V slope = g * before;
+        dr += slope * t->step[i];
+        t->dstep[i] += slope * rate;
     }
-    for (int j = 0; j < many; j++) {
-        carry[j] = g[j], drate[j] = dr[j];
-        if (b_const) db_sum[j] = bs[j];
-        if (c_const) dc_sum[j] = cs[j];
-    }
+    *carry = g, *drate = dr;
+    if (b_const) *db = bs;
+    if (c_const) *dc = cs;
 }
 
-#define RETREAT_ARGS NAME(tiles) *t, const V *start, V *carry, const V *rate, V *drate, const T *brow, const T *crow, \
-    const V *bvec, const V *cvec, V *db, V *dc, V *db_sum, V *dc_sum, int len
-#define RETREAT_PASS t, start, carry, rate, drate, brow, crow, bvec, cvec, db, dc, db_sum, dc_sum, len
-APART void NAME(retreat_many)(RETREAT_ARGS) { NAME(retreat_)(STATES, 0, 0, 0, RETREAT_PASS); }
-APART void NAME(retreat_one)(RETREAT_ARGS) { NAME(retreat_)(1, 0, 0, 0, RETREAT_PASS); }
-APART void NAME(retreat_many_gated)(RETREAT_ARGS) { NAME(retreat_)(STATES, 0, 0, 1, RETREAT_PASS); }
+#define RETREAT_ARGS NAME(tiles) *t, V start, V *carry, V rate, V *drate, const T *brow, const T *crow, V bvec, V cvec, V *db, \
+    V *dc, int len
+#define RETREAT_PASS t, start, carry, rate, drate, brow, crow, bvec, cvec, db, dc, len
+APART void NAME(retreat_plain)(RETREAT_ARGS) { NAME(retreat_)(0, 0, 0, RETREAT_PASS); }
+APART void NAME(retreat_gated)(RETREAT_ARGS) { NAME(retreat_)(0, 0, 1, RETREAT_PASS); }
 APART void NAME(retreat_any)(int b_const, int c_const, int gated, RETREAT_ARGS) {
-    NAME(retreat_)(1, b_const, c_const, gated, RETREAT_PASS);
+    NAME(retreat_)(b_const, c_const, gated, RETREAT_PASS);
 }
 
-INLINE void NAME(retreat)(int many, int b_const, int c_const, int gated, RETREAT_ARGS) {
-    if (many == 1 && (b_const || c_const || gated)) NAME(retreat_any)(b_const, c_const, gated, RETREAT_PASS);
-    else if (many == 1) NAME(retreat_one)(RETREAT_PASS);
-    else if (gated) NAME(retreat_many_gated)(RETREAT_PASS);
-    else NAME(retreat_many)(RETREAT_PASS);
+INLINE void NAME(retreat)(int b_const, int c_const, int gated, RETREAT_ARGS) {
+    if (b_const || c_const) NAME(retreat_any)(b_const, c_const, gated, RETREAT_PASS);
+    else if (gated) NAME(retreat_gated)(RETREAT_PASS);
+    else NAME(retreat_plain)(RETREAT_PASS);
 }
 
 /* One block of channels over one chunk. */
 APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b, int64_t k, int64_t d, int64_t block,
                                 int64_t chunk, int len, int lanes) {
     const int b_const = a->b_groups == 0, c_const = a->c_groups == 0, gated = a->z != NULL;
-    const int many = b_const || c_const ? 1 : STATES;
     const int64_t N = a->state, L = a->length, chunks = (L + CHUNK - 1) / CHUNK, row = (b * a->routes + k) * a->dim + d;
-    const int64_t *os = a->dout_stride;
     NAME(tiles) *t = s->tiles;
     NAME(load_inputs)(t, a, b, k, d, len, lanes, 1);
     NAME(load_rows)(s->state, (const T *)a->checkpoints + (row * chunks + chunk) * N, chunks * N, N, lanes, 1);
-    NAME(load_tile)(t->dy, (const T *)a->dout + b * os[0] + k * os[1] + d * os[2], os[2], os[3], t->pixel, len, lanes);
+    NAME(load_map)(t, t->dy, a->dout, a->dout_stride, b, k, d, len, lanes);
     V skip = {0};
     if (a->D) NAME(load_rows)(&skip, (const T *)a->D + k * a->dim + d, 1, 1, lanes, 1);
     if (gated) {
-        const int64_t *zs = a->z_stride;
-        NAME(load_tile)(t->gate, (const T *)a->z + b * zs[0] + k * zs[1] + d * zs[2], zs[2], zs[3], t->pixel, len, lanes);
+        NAME(load_map)(t, t->gate, a->z, a->z_stride, b, k, d, len, lanes);
+        NAME(silu)(t->slope_gate, t->gate, len);
         for (int i = 0; i < len; i++) {
             t->dout[i] = t->dy[i];
-            t->dy[i] *= t->gate[i] * NAME(sigmoid)(t->gate[i]);
-            t->y[i] = t->x[i] * skip;
+            t->dy[i] *= t->slope_gate[i];
         }
+        for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = t->x[i] * skip;
     }
     memset(t->dstep, 0, sizeof(V) * len);
     memset(t->ddrive, 0, sizeof(V) * len);
-    for (int64_t n = 0, at = block * N, step; n < N; n += step, at += step) {
-        step = n + many <= N ? many : 1;
-        NAME(retreat)((int)step, b_const, c_const, gated, t, s->state + n, s->carry + at, s->rate + at, s->drate + at,
-                      s->brow + n * CHUNK, s->crow + n * CHUNK, s->bvec + at, s->cvec + at, s->db + n * PITCH,
-                      s->dc + n * PITCH, s->db_sum + at, s->dc_sum + at, len);
-    }
+    for (int64_t n = 0, at = block * N; n < N; n++, at++)
+        NAME(retreat)(b_const, c_const, gated, t, s->state[n], s->carry + at, s->rate[at], s->drate + at, s->brow + n * CHUNK,
+                      s->crow + n * CHUNK, s->bvec[at], s->cvec[at], b_const ? s->db_sum + at : s->db + n * PITCH,
+                      c_const ? s->dc_sum + at : s->dc + n * PITCH, len);
     V dskip = s->dskip[block], dbias = s->dbias[block];
     for (int i = 0; i < len; i++) {
         V dy = t->dy[i], x = t->x[i];
@@ -231,15 +266,12 @@ APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b,
     s->dskip[block] = dskip;
     s->dbias[block] = dbias;
     if (gated) {
-        for (int i = 0; i < len; i++) {
-            V gate = t->gate[i], sigmoid = NAME(sigmoid)(gate);
-            t->y[i] *= t->dout[i] * sigmoid * (1 + gate * (1 - sigmoid));
-        }
-        NAME(store_tile)(t->y, (T *)a->dz + row * L, L, t->pixel, len, lanes, 0);
+        NAME(silu_slope)(t->slope_gate, t->gate, len);
+        for (int i = 0; i < len; i++) t->y[i] *= t->dout[i] * t->slope_gate[i];
+        NAME(store_map)(t, t->y, a->dz, a->dz_stride, b, k, d, len, lanes, 0);
     }
-    NAME(store_tile)(t->dstep, (T *)a->ddelta + row * L, L, t->pixel, len, lanes, 0);
-    const int64_t u_row = a->shared_u ? b * a->dim + d : row;
-    NAME(store_tile)(t->ddrive, (T *)a->du + u_row * L, L, t->pixel, len, lanes, a->shared_u && k);
+    NAME(store_map)(t, t->dstep, a->ddelta, a->ddelta_stride, b, k, d, len, lanes, 0);
+    NAME(store_map)(t, t->ddrive, a->du, a->du_stride, b, k, d, len, lanes, a->shared_u && k);
 }
 
 /* Writes the lane sums of dB or dC of a chunk: rows of L, one a state. */
@@ -284,9 +316,9 @@ APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, 
     }
     for (int64_t chunk = chunks - 1; chunk >= 0; chunk--) {
         const int len = L - chunk * CHUNK < CHUNK ? (int)(L - chunk * CHUNK) : CHUNK;
-        NAME(fill_pixels)(t->pixel, a, k, chunk * CHUNK, len);
-        if (!b_const) NAME(load_matrix)(s->brow, B, a->b_stride[3], a->b_stride[4], t->pixel, len, N, CHUNK);
-        if (!c_const) NAME(load_matrix)(s->crow, C, a->c_stride[3], a->c_stride[4], t->pixel, len, N, CHUNK);
+        NAME(fill_pixels)(t, a, k, chunk * CHUNK, len);
+        if (!b_const) NAME(load_matrix)(s->brow, CHUNK, B, N, a->b_stride[3], a->b_stride[4], NAME(place_of)(t, len, 0));
+        if (!c_const) NAME(load_matrix)(s->crow, CHUNK, C, N, a->c_stride[3], a->c_stride[4], NAME(place_of)(t, len, 0));
         memset(s->db, 0, sizeof(V) * N * PITCH);
         memset(s->dc, 0, sizeof(V) * N * PITCH);
         for (int64_t d = d0, block = 0; d < d1; d += LANES, block++)
@@ -297,11 +329,11 @@ APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, 
     for (int64_t d = d0, block = 0; d < d1; d += LANES, block++) {
         const int lanes = d1 - d < LANES ? (int)(d1 - d) : LANES;
         const int64_t row = bk * a->dim + d;
-        NAME(store_rows)(s->drate + block * N, (T *)a->dA + row * N, N, N, lanes, 1);
-        if (b_const) NAME(store_rows)(s->db_sum + block * N, dB + row * N, N, N, lanes, 1);
-        if (c_const) NAME(store_rows)(s->dc_sum + block * N, dC + row * N, N, N, lanes, 1);
-        if (a->D) NAME(store_rows)(s->dskip + block, (T *)a->dD + row, 1, 1, lanes, 1);
-        if (a->delta_bias) NAME(store_rows)(s->dbias + block, (T *)a->ddelta_bias + row, 1, 1, lanes, 1);
+        NAME(store_rows)(s->drate + block * N, (T *)a->dA + row * N, N, N, lanes);
+        if (b_const) NAME(store_rows)(s->db_sum + block * N, dB + row * N, N, N, lanes);
+        if (c_const) NAME(store_rows)(s->dc_sum + block * N, dC + row * N, N, N, lanes);
+        if (a->D) NAME(store_rows)(s->dskip + block, (T *)a->dD + row, 1, 1, lanes);
+        if (a->delta_bias) NAME(store_rows)(s->dbias + block, (T *)a->ddelta_bias + row, 1, 1, lanes);
     }
 }
 
@@ -373,8 +405,6 @@ static int NAME(run)(const scan_args *a, int backward) {
     return next < tasks;
 }
 
-#undef ADVANCE_ARGS
-#undef ADVANCE_PASS
 #undef RETREAT_ARGS
 #undef RETREAT_PASS
 #undef CHUNK

@@ -1,7 +1,10 @@
 /* Vectors of lanes and what the scans do with them, for one scalar type and one instruction set; see instances.h.
  *
- * Needs: T, TI (integer of its size), LANES (64 bytes of T), IS_FLOAT, TARGET (function attribute), NAME(x) (a distinct
- * name for x), and CLAMP for floats. Lanes are channels; a tile is a row of vectors, one a pixel.
+ * Needs: T, TI (integer of its size), LANES (T in a register), IS_FLOAT, TARGET (function attribute), NAME(x) (a distinct
+ * name for x), FMA(a, b, c), a * b + c rounded once where the processor can, and for floats CLAMP, SPLAT(x), and
+ * HOLD(x), a SPLAT that is read into a register once instead of by every operation that uses it. BLOCK (0 for none): side
+ * of the squares that TRANSPOSE(dst, dst_stride, src, src_stride) turns over. Lanes are channels; a tile is a row of
+ * vectors, one a pixel.
  */
 #undef INLINE
 #undef APART
@@ -10,117 +13,212 @@
 #undef SELECT
 #undef RATE_SCALE
 #undef RATE_UNSCALE
-#undef EXP
+#undef GROUP
+#undef EACH
+#undef ROUND_UP
 #undef DECAY
+#undef SQUARE_MAP
+#undef SQUARE_TILE
 #define INLINE TARGET static inline __attribute__((always_inline))
 #define APART TARGET static __attribute__((noinline, unused))
 #define V NAME(vec)
 #define VI NAME(ivec)
 #define SELECT(mask, yes, no) ((V)(((VI)(mask) & (VI)(yes)) | (~(VI)(mask) & (VI)(no))))
 
-typedef T V __attribute__((vector_size(64)));
-typedef TI VI __attribute__((vector_size(64)));
+typedef T V __attribute__((vector_size(LANES * sizeof(T))));
+typedef TI VI __attribute__((vector_size(LANES * sizeof(T))));
+
+/* Functions work on a group of vectors stage by stage: each is a long chain of operations that wait for each other, and few
+ * chains fit side by side into the queues of a processor unless their operations alternate in the program. */
+#define GROUP 4
+#define EACH for (int j = 0; j < GROUP; j++)
+#define ROUND_UP(n) (((n) + GROUP - 1) / GROUP * GROUP)
 
 #if IS_FLOAT
-/* 2^x, relative error 1.2e-7: 0 becomes 2^-126 below -126, infinity from 128 on; NaN stays NaN. */
-INLINE V NAME(exp2)(V x) {
-    const V magic = (V){0} + 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer kept in the low bits */
-    CLAMP(x, -126.0f, 128.0f);
-    V shifted = x + magic;
-    V r = x - (shifted - magic);
-    V p = (V){0} + 1.53533620e-4f;
-    p = p * r + 1.33988750e-3f;
-    p = p * r + 9.61843692e-3f;
-    p = p * r + 5.55033237e-2f;
-    p = p * r + 2.40226477e-1f;
-    p = p * r + 6.93147182e-1f;
-    p = p * r + 1.0f;
-    return (V)((VI)p + ((VI)shifted << 23));
+/* 2^x, relative error 2e-7: 0 becomes 2^-126 below -126, infinity from 128 on; NaN stays NaN. */
+INLINE void NAME(exp2)(V *x) {
+    const V magic = HOLD(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer kept in the low bits */
+    V shifted[GROUP], r[GROUP], p[GROUP], c;
+    EACH CLAMP(x[j], -126.0f, 128.0f);
+    EACH shifted[j] = x[j] + magic;
+    EACH r[j] = shifted[j] - magic;
+    EACH r[j] = x[j] - r[j];
+    c = HOLD(9.67151e-3f);
+    EACH p[j] = FMA(SPLAT(1.32647e-3f), r[j], c);
+    c = HOLD(5.550734e-2f);
+    EACH p[j] = FMA(p[j], r[j], c);
+    c = HOLD(2.4022242e-1f);
+    EACH p[j] = FMA(p[j], r[j], c);
+    c = HOLD(6.9314698e-1f);
+    EACH p[j] = FMA(p[j], r[j], c);
+    c = HOLD(1.0f);
+    EACH p[j] = FMA(p[j], r[j], c);
+    EACH x[j] = (V)((VI)p[j] + ((VI)shifted[j] << 23));
 }
 #define RATE_SCALE 1.44269504088896340736f /* rates are stored times log2(e), so that the decay is a power of two */
 #define RATE_UNSCALE 0.69314718055994530942f
-#define EXP(x) NAME(exp2)((x) * RATE_SCALE)
-#define DECAY(x) NAME(exp2)(x)
+#define DECAY NAME(exp2)
 #else
-INLINE V NAME(exp)(V x) {
-    for (int i = 0; i < LANES; i++) x[i] = exp(x[i]);
-    return x;
+INLINE void NAME(exp)(V *x) {
+    EACH for (int i = 0; i < LANES; i++) x[j][i] = exp(x[j][i]);
 }
 #define RATE_SCALE 1.0
 #define RATE_UNSCALE 1.0
-#define EXP(x) NAME(exp)(x)
-#define DECAY(x) NAME(exp)(x)
+#define DECAY NAME(exp)
 #endif
 
-/* log(1 + t) for 0 <= t <= 1, as 2 atanh(t / (2 + t)) */
-INLINE V NAME(log1p)(V t) {
+/* x becomes exp(x) */
+INLINE void NAME(natural_exp)(V *x) {
+    EACH x[j] *= RATE_SCALE;
+    DECAY(x);
+}
+
+/* log(1 + t) for 0 <= t <= 1, as 2 atanh(s) with s = t / (2 + t): s times a polynomial in s^2, relative error 4e-9 */
+INLINE void NAME(log1p)(V *t) {
 #if IS_FLOAT
-    V s = t / (t + 2.0f), q = s * s;
-    V p = (V){0} + 2.0f / 15;
-    p = p * q + 2.0f / 13;
-    p = p * q + 2.0f / 11;
-    p = p * q + 2.0f / 9;
-    p = p * q + 2.0f / 7;
-    p = p * q + 2.0f / 5;
-    p = p * q + 2.0f / 3;
-    p = p * q + 2.0f;
-    return p * s;
+    V q[GROUP], p[GROUP];
+    EACH t[j] = t[j] / (t[j] + 2.0f);
+    EACH q[j] = t[j] * t[j];
+    EACH p[j] = FMA(SPLAT(0.281577783f), q[j], SPLAT(0.279651577f));
+    EACH p[j] = FMA(p[j], q[j], SPLAT(0.400245952f));
+    EACH p[j] = FMA(p[j], q[j], SPLAT(0.666663216f));
+    EACH p[j] = FMA(p[j], q[j], SPLAT(2.0f));
+    EACH t[j] *= p[j];
 #else
-    for (int i = 0; i < LANES; i++) t[i] = log1p(t[i]);
-    return t;
+    EACH for (int i = 0; i < LANES; i++) t[j][i] = log1p(t[j][i]);
 #endif
 }
 
 /* softplus as PyTorch defines it: the identity beyond the threshold 20 */
-INLINE V NAME(softplus)(V x) {
-    V magnitude = SELECT(x < 0, -x, x);
-    V soft = SELECT(x > 0, x, (V){0}) + NAME(log1p)(EXP(-magnitude));
-    return SELECT(x > 20, x, soft);
+INLINE void NAME(softplus)(V *x) {
+    V soft[GROUP];
+    EACH soft[j] = SELECT(x[j] > 0, -x[j], x[j]);
+    NAME(natural_exp)(soft);
+    NAME(log1p)(soft);
+    EACH soft[j] += SELECT(x[j] > 0, x[j], (V){0});
+    EACH x[j] = SELECT(x[j] > 20, x[j], soft[j]);
 }
 
-INLINE V NAME(sigmoid)(V x) { return 1 / (1 + EXP(-x)); }
+INLINE void NAME(sigmoid)(V *x) {
+    EACH x[j] = -x[j];
+    NAME(natural_exp)(x);
+    EACH x[j] = 1 / (1 + x[j]);
+}
 
-/* Reads lanes of channels (stride sd) at given pixels (stride sl) into a tile; missing lanes become 0. */
-APART void NAME(load_tile)(V *tile, const T *src, int64_t sd, int64_t sl, const int64_t *pixel, int len, int lanes) {
-    if (lanes == LANES && sd == 1) {
-        for (int i = 0; i < len; i++) memcpy(&tile[i], src + pixel[i] * sl, sizeof(V));
+/* Where a tile lies in a map: its channels (stride sd) at given pixels (stride sl). `run` is the distance between pixels
+ * that follow each other, 0 if it varies. */
+typedef struct {
+    const int64_t *pixel;
+    int64_t run;
+    int len, lanes;
+} NAME(place);
+
+#if BLOCK
+/* First number of the square of channels from c on and pixels i to i + BLOCK - 1, and the square in the tile. */
+#define SQUARE_MAP(map) ((map) + c * sd + at.pixel[at.run > 0 ? i : i + BLOCK - 1])
+#define SQUARE_TILE(tile) ((T *)((tile) + (at.run > 0 ? i : i + BLOCK - 1)) + c)
+#endif
+
+/* Reads a tile; missing lanes become 0. */
+APART void NAME(load_tile)(V *tile, const T *src, int64_t sd, int64_t sl, NAME(place) at) {
+    int first = 0;
+    if (at.lanes == LANES && sd == 1) {
+        for (int i = 0; i < at.len; i++) memcpy(&tile[i], src + at.pixel[i] * sl, sizeof(V));
         return;
     }
-    if (lanes < LANES) memset(tile, 0, sizeof(V) * len);
-    for (int c = 0; c < lanes; c++) {
+    if (at.lanes < LANES) memset(tile, 0, sizeof(V) * at.len);
+#if BLOCK
+    if ((at.run == 1 || at.run == -1) && sl == 1 && at.lanes == LANES)
+        for (int i = 0; i + BLOCK <= at.len; i += BLOCK, first = i)
+            for (int c = 0; c < LANES; c += BLOCK) TRANSPOSE(SQUARE_TILE(tile), at.run * LANES, SQUARE_MAP(src), sd);
+#endif
+    for (int c = 0; c < at.lanes; c++) {
         const T *row = src + c * sd;
         T *dst = (T *)tile + c;
-        for (int i = 0; i < len; i++) dst[i * LANES] = row[pixel[i] * sl];
+        for (int i = first; i < at.len; i++) dst[i * LANES] = row[at.pixel[i] * sl];
     }
 }
 
-/* Writes a tile into rows (stride length) at given pixels, or adds it. */
-APART void NAME(store_tile)(const V *tile, T *dst, int64_t length, const int64_t *pixel, int len, int lanes, int add) {
-    for (int c = 0; c < lanes; c++) {
-        T *row = dst + c * length;
+/* Writes a tile, or adds it. */
+APART void NAME(store_tile)(const V *tile, T *dst, int64_t sd, int64_t sl, NAME(place) at, int add) {
+    int first = 0;
+    if (at.lanes == LANES && sd == 1) {
+        for (int i = 0; i < at.len; i++) {
+            V sum = {0};
+            if (add) memcpy(&sum, dst + at.pixel[i] * sl, sizeof(V));
+            sum += tile[i];
+            memcpy(dst + at.pixel[i] * sl, &sum, sizeof(V));
+        }
+        return;
+    }
+#if BLOCK
+    if ((at.run == 1 || at.run == -1) && sl == 1 && at.lanes == LANES)
+        for (int i = 0; i + BLOCK <= at.len; i += BLOCK, first = i)
+            for (int c = 0; c < LANES; c += BLOCK) {
+                T square[BLOCK * BLOCK], *to = SQUARE_MAP(dst);
+                if (!add) {
+                    TRANSPOSE(to, sd, SQUARE_TILE(tile), at.run * LANES);
+                    continue;
+                }
+                TRANSPOSE(square, BLOCK, SQUARE_TILE(tile), at.run * LANES);
+                for (int k = 0; k < BLOCK; k++)
+                    for (int j = 0; j < BLOCK; j++) to[k * sd + j] += square[k * BLOCK + j];
+            }
+#endif
+    for (int c = 0; c < at.lanes; c++) {
+        T *row = dst + c * sd;
         const T *src = (const T *)tile + c;
-        if (add) for (int i = 0; i < len; i++) row[pixel[i]] += src[i * LANES];
-        else for (int i = 0; i < len; i++) row[pixel[i]] = src[i * LANES];
+        if (add) for (int i = first; i < at.len; i++) row[at.pixel[i] * sl] += src[i * LANES];
+        else for (int i = first; i < at.len; i++) row[at.pixel[i] * sl] = src[i * LANES];
     }
 }
 
 /* Reads a matrix (lanes, N) of rows of N into vectors; missing lanes become 0. */
 APART void NAME(load_rows)(V *dst, const T *src, int64_t row, int64_t n, int lanes, T scale) {
-    memset(dst, 0, sizeof(V) * n);
+    int64_t first = 0;
+    if (lanes < LANES) memset(dst, 0, sizeof(V) * n);
+#if BLOCK
+    if (lanes == LANES)
+        for (; first + BLOCK <= n; first += BLOCK) {
+            for (int c = 0; c < LANES; c += BLOCK) TRANSPOSE((T *)(dst + first) + c, LANES, src + c * row + first, row);
+            for (int j = 0; j < BLOCK; j++) dst[first + j] *= scale;
+        }
+#endif
     for (int c = 0; c < lanes; c++)
-        for (int64_t j = 0; j < n; j++) ((T *)&dst[j])[c] = src[c * row + j] * scale;
+        for (int64_t j = first; j < n; j++) ((T *)&dst[j])[c] = src[c * row + j] * scale;
 }
 
-APART void NAME(store_rows)(const V *src, T *dst, int64_t row, int64_t n, int lanes, T scale) {
+APART void NAME(store_rows)(const V *src, T *dst, int64_t row, int64_t n, int lanes) {
+    int64_t first = 0;
+#if BLOCK
+    if (lanes == LANES)
+        for (; first + BLOCK <= n; first += BLOCK)
+            for (int c = 0; c < LANES; c += BLOCK) TRANSPOSE(dst + c * row + first, row, (const T *)(src + first) + c, LANES);
+#endif
     for (int c = 0; c < lanes; c++)
-        for (int64_t j = 0; j < n; j++) dst[c * row + j] = ((const T *)&src[j])[c] * scale;
+        for (int64_t j = first; j < n; j++) dst[c * row + j] = ((const T *)&src[j])[c];
 }
 
-/* Reads a matrix B or C at given pixels: n rows of `pitch`. */
-APART void NAME(load_matrix)(T *dst, const T *src, int64_t sn, int64_t sl, const int64_t *pixel, int len, int64_t n,
-                              int64_t pitch) {
+/* Reads a matrix B or C (stride sn along its n states) at given pixels: n rows of `pitch`, with zeros up to a group. */
+APART void NAME(load_matrix)(T *dst, int64_t pitch, const T *src, int64_t n, int64_t sn, int64_t sl, NAME(place) at) {
+    int64_t state = 0;
+#if BLOCK
+    if (at.run && sn == 1) {
+        const int whole = at.len / BLOCK * BLOCK;
+        for (; state + BLOCK <= n; state += BLOCK) {
+            for (int i = 0; i < whole; i += BLOCK)
+                TRANSPOSE(dst + state * pitch + i, pitch, src + state + at.pixel[i] * sl, at.run * sl);
+            for (int64_t j = state; j < state + BLOCK; j++)
+                for (int i = whole; i < at.len; i++) dst[j * pitch + i] = src[j + at.pixel[i] * sl];
+        }
+    }
+#endif
+    for (int64_t j = state; j < n; j++) {
+        if (at.run == 1 && sl == 1) memcpy(dst + j * pitch, src + j * sn + at.pixel[0], sizeof(T) * at.len);
+        else for (int i = 0; i < at.len; i++) dst[j * pitch + i] = src[j * sn + at.pixel[i] * sl];
+    }
     for (int64_t j = 0; j < n; j++)
-        for (int i = 0; i < len; i++) dst[j * pitch + i] = src[j * sn + pixel[i] * sl];
+        for (int i = at.len; i < ROUND_UP(at.len); i++) dst[j * pitch + i] = 0;
 }
 
 INLINE T NAME(sum_lanes)(V v) {

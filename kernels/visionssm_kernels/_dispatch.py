@@ -29,7 +29,8 @@ pixels in route order. B >= 1, D >= 1, N >= 1, L >= 1. u, delta, B, C and z are 
 any strides, expanded ones (stride 0) included; A, D and delta_bias are in the accumulation dtype
 (`accumulation_dtype`: float64 for float64 inputs, else float32) and contiguous.
 
-Results of `forward`: `out` contiguous in the dtype of u, rounded once, after the merge; `last_state` (B, K, D, N) after
+Results of `forward`: `out` in the dtype of u, rounded once, after the merge, in any layout (the op lays it out as
+`empty_map` does, which costs a copy where the backend has not); `last_state` (B, K, D, N) after
 the last position of each route; `checkpoints` (B, K, D, ceil(L / CHUNK), N), contiguous: the state before position
 j * CHUNK in route order (zero for j = 0). Both in the accumulation dtype.
 `backward` gets `dout` in the shape of `out` (any strides and floating dtype), `dlast_state` (B, K, D, N) or None. It
@@ -238,3 +239,20 @@ def backend_report() -> str:
 def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """Returns the dtype of states and sums: float64 if any tensor is float64, else float32."""
     return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def empty_map(u: torch.Tensor, routes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Makes an output of a scan: channels innermost where those of u are, so that channel-last models stay so.
+
+    Args:
+        u: Map, (B, K, D, L).
+        routes: Number K' of routes of the output.
+        dtype: That of u when None.
+
+    Returns:
+        (B, K', D, L), dense.
+    """
+    batch, _, dim, length = u.shape
+    if 0 < u.stride(2) < u.stride(3):
+        return u.new_empty(batch, routes, length, dim, dtype=dtype).transpose(2, 3)
+    return u.new_empty(batch, routes, dim, length, dtype=dtype)

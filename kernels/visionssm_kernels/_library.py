@@ -74,24 +74,28 @@ def define_op(
 Tensors = Sequence[torch.Tensor | None]
 
 
+def lay_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor with the strides of another of its shape: itself, or a copy. Fakes promise these strides."""
+    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
+
+
 def pack_gradients(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor, ...]:
-    """Returns what a backward op puts out: each gradient contiguous in the dtype of its input.
+    """Returns what a backward op puts out: each gradient in the dtype of its input and laid out in its order.
 
     An op of fixed arity has no place for None: absent inputs get an empty tensor, which `drop_absent` takes away.
     """
-    return tuple(inputs[0].new_empty(0) if x is None else gradient.to(x.dtype).contiguous()
+    return tuple(inputs[0].new_empty(0) if x is None else lay_out(gradient.to(x.dtype), torch.empty_like(x))
                  for x, gradient in zip(inputs, gradients))
 
 
 def zero_gradients(inputs: Tensors) -> tuple[torch.Tensor, ...]:
     """Returns what a backward op puts out for an empty batch."""
-    return tuple(inputs[0].new_empty(0) if x is None else torch.zeros_like(x, memory_format=torch.contiguous_format)
-                 for x in inputs)
+    return tuple(inputs[0].new_empty(0) if x is None else torch.zeros_like(x) for x in inputs)
 
 
 def fake_gradients(inputs: Tensors) -> tuple[torch.Tensor, ...]:
     """Returns the empty tensors that stand for what a backward op puts out."""
-    return tuple(inputs[0].new_empty(0) if x is None else x.new_empty(x.shape) for x in inputs)
+    return tuple(inputs[0].new_empty(0) if x is None else torch.empty_like(x) for x in inputs)
 
 
 def drop_absent(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor | None, ...]:

@@ -4,13 +4,35 @@ Nothing is compiled here. Where the library is missing (no compiler at installat
 """
 import ctypes
 import functools
+import math
 import os
 from pathlib import Path
 
-ABI = 2
+ABI = 3
 ENV_NATIVE = 'VISIONSSM_NATIVE'
 LIBRARY = Path(__file__).with_name('libvisionssm_native.so')
 INSTRUCTION_SETS = ('base', 'avx2', 'avx512')
+
+
+_BLOCK = 16
+_TASKS = 16
+_MAX_BLOCKS = 8
+
+
+def cut_channels(batch: int, groups: int, width: int) -> tuple[int, int]:
+    """Cuts a group of channels into slabs, one a task, and never by the number of threads: results do not depend on it.
+
+    Args:
+        batch: Number of batch elements, which are tasks by themselves.
+        groups: Number of groups, likewise.
+        width: Channels of a group.
+
+    Returns:
+        Channels of a slab, a multiple of what the widest vectors hold; number of slabs.
+    """
+    blocks = math.ceil(width / _BLOCK)
+    per_slab = min(max(math.ceil(batch * groups * blocks / _TASKS), 1), _MAX_BLOCKS, blocks)
+    return per_slab * _BLOCK, math.ceil(blocks / per_slab)
 
 
 @functools.cache

@@ -129,10 +129,18 @@ def test_upstream_gradient_may_be_expanded(backend):
     torch.testing.assert_close(bias.grad, torch.full_like(bias, 22.))
 
 
-def test_output_is_contiguous(backend):
-    x, weight, _ = make_inputs((2, 6, 11, 4))
+@pytest.mark.parametrize('dims', [(0, 1, 2), (0, 2, 1), (2, 0, 1), (1, 2, 0)])
+def test_output_and_gradient_are_laid_out_as_the_input(backend, dims):
+    x, weight, bias = make_inputs((2, 6, 11, 4))
+    back = sorted(range(3), key=dims.__getitem__)
+    moved = x.detach().permute(dims).contiguous().permute(back).requires_grad_()
     with use_backend(backend):
-        assert causal_conv1d(x.transpose(1, 2).contiguous().transpose(1, 2), weight).is_contiguous()
+        out = causal_conv1d(moved, weight, bias, 'silu')
+        expected = causal_conv1d(x, weight, bias, 'silu')
+        grad, expected_grad = (torch.autograd.grad(y.square().sum(), z)[0] for y, z in ((out, moved), (expected, x)))
+    assert out.stride() == grad.stride() == moved.stride()
+    torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
+    torch.testing.assert_close(grad, expected_grad, atol=1e-12, rtol=0)
 
 
 def test_conv1d_layout_of_the_weight_is_accepted(backend):

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
 from .._dispatch import accumulation_dtype, register_backend, select_backend
-from .._library import define_op, no_second_derivative
+from .._library import define_op, lay_out, no_second_derivative
 from .._native import native_why_not
 
 __all__ = ['causal_conv1d']
@@ -52,9 +52,10 @@ def _kernel(
 ) -> torch.Tensor:
     _check(x, weight, bias, activation)
     if x.numel() == 0:
-        return x.new_empty(x.shape)
+        return torch.empty_like(x)
     backend = select_backend(_OP, x.device)
-    return backend.forward(*_canonical(x, weight, bias), activation is not None, reverse).to(x.dtype)
+    out = backend.forward(*_canonical(x, weight, bias), activation is not None, reverse)
+    return lay_out(out.to(x.dtype), torch.empty_like(x))
 
 
 def _fake(
@@ -65,7 +66,7 @@ def _fake(
         reverse: bool = False,
 ) -> torch.Tensor:
     _check(x, weight, bias, activation)
-    return x.new_empty(x.shape)
+    return torch.empty_like(x)
 
 
 def _backward_kernel(
@@ -78,12 +79,13 @@ def _backward_kernel(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     like_bias = weight[:, 0].flatten() if bias is None else bias
     if x.numel() == 0:
-        return x.new_empty(x.shape), weight.new_zeros(weight.shape), like_bias.new_zeros(like_bias.shape)
+        return torch.empty_like(x), weight.new_zeros(weight.shape), like_bias.new_zeros(like_bias.shape)
     backend = select_backend(_OP, x.device)
     canonical = _canonical(x, weight, bias)
     dx, dweight, dbias = backend.backward(
         dout.to(canonical[0].dtype), *canonical, activation is not None, reverse)
-    return dx.to(x.dtype), dweight.view(weight.shape).to(weight.dtype), dbias.to(like_bias.dtype)
+    dx = lay_out(dx.to(x.dtype), torch.empty_like(x))
+    return dx, dweight.view(weight.shape).to(weight.dtype), dbias.to(like_bias.dtype)
 
 
 def _backward_fake(
@@ -95,7 +97,7 @@ def _backward_fake(
         reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     like_bias = weight if bias is None else bias
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), like_bias.new_empty(weight.shape[:1])
+    return torch.empty_like(x), weight.new_empty(weight.shape), like_bias.new_empty(weight.shape[:1])
 
 
 def _setup_context(ctx: Any, inputs: tuple, output: torch.Tensor) -> None:

@@ -4,12 +4,11 @@ import math
 
 import torch
 
-from .._dispatch import CHUNK, accumulation_dtype
-from .._native import instruction_set, native_library
+from .._dispatch import CHUNK, accumulation_dtype, empty_map
+from .._native import cut_channels, instruction_set, native_library
 
-_LANES = 16
-_TASKS = 16
-_MAX_BLOCKS = 8
+
+_MAPS = ('u', 'delta', 'z', 'dout', 'out', 'du', 'ddelta', 'dz')
 
 
 class ScanArgs(ctypes.Structure):
@@ -19,7 +18,7 @@ class ScanArgs(ctypes.Structure):
             'batch', 'routes', 'dim', 'state', 'length', 'groups', 'b_groups', 'c_groups', 'slab', 'slabs',
             'delta_softplus', 'reverse', 'merge', 'shared_u', 'threads')),
         *((name, ctypes.c_void_p) for name in ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias', 'index')),
-        *((name, ctypes.c_int64 * 4) for name in ('u_stride', 'delta_stride', 'z_stride', 'dout_stride')),
+        *((f'{name}_stride', ctypes.c_int64 * 4) for name in _MAPS),
         *((name, ctypes.c_int64 * 5) for name in ('b_stride', 'c_stride')),
         *((name, ctypes.c_void_p) for name in (
             'out', 'last_state', 'checkpoints', 'dout', 'dlast_state', 'du', 'ddelta', 'dz', 'dA', 'dD', 'ddelta_bias',
@@ -36,13 +35,6 @@ def _strides(x: torch.Tensor | None, rank: int) -> tuple[int, ...]:
     if x is None or x.ndim != rank:
         return (0,) * rank
     return tuple(0 if size == 1 else stride for size, stride in zip(x.shape, x.stride()))
-
-
-def _cut(batch: int, groups: int, width: int) -> tuple[int, int]:
-    """Cuts a group of channels into slabs: (channels a slab, slabs). Depends on shapes alone, never on threads."""
-    blocks = math.ceil(width / _LANES)
-    per_slab = min(max(math.ceil(batch * groups * blocks / _TASKS), 1), _MAX_BLOCKS, blocks)
-    return per_slab * _LANES, math.ceil(blocks / per_slab)
 
 
 class _Call:
@@ -67,13 +59,11 @@ class _Call:
         self.state = A.shape[-1]
         b_groups, c_groups = _groups(B), _groups(C)
         groups = math.lcm(b_groups or 1, c_groups or 1)
-        slab, self.slabs = _cut(self.batch, groups, self.dim // groups)
+        slab, self.slabs = cut_channels(self.batch, groups, self.dim // groups)
         self.args = ScanArgs(
             self.batch, self.routes, self.dim, self.state, self.length, groups, b_groups, c_groups, slab, self.slabs,
             delta_softplus, reverse, merge, self.tensors['u'].shape[1] < self.routes, torch.get_num_threads())
         self.args.b_stride, self.args.c_stride = _strides(B, 5), _strides(C, 5)
-        for name in ('u', 'delta', 'z'):
-            setattr(self.args, f'{name}_stride', _strides(self.tensors[name], 4))
         self.groups = groups
         self.bind(**self.tensors)
 
@@ -82,6 +72,8 @@ class _Call:
         self.tensors.update(tensors)
         for name, x in tensors.items():
             setattr(self.args, name, None if x is None else x.data_ptr())
+            if name in _MAPS:
+                setattr(self.args, f'{name}_stride', _strides(x, 4))
 
     def empty(self, *shape: int) -> torch.Tensor:
         """Makes an output in the accumulation dtype."""
@@ -112,7 +104,7 @@ def forward(
     """Runs the scan; see `visionssm_kernels._dispatch`."""
     call = _Call(accumulation_dtype(u), delta_softplus, reverse, merge, dict(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, index=index))
-    out = call.empty(call.batch, 1 if merge else call.routes, call.dim, call.length)
+    out = empty_map(u, 1 if merge else call.routes, call.dtype)
     last_state = call.empty(call.batch, call.routes, call.dim, call.state)
     checkpoints = call.empty(call.batch, call.routes, call.dim, math.ceil(call.length / CHUNK), call.state)
     call.bind(out=out, last_state=last_state, checkpoints=checkpoints)
@@ -142,7 +134,6 @@ def backward(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, index=index))
     batch, routes, dim, length, state = call.batch, call.routes, call.dim, call.length, call.state
     dout = dout.to(call.dtype)
-    call.args.dout_stride = _strides(dout, 4)
 
     def matrix(groups: int) -> torch.Tensor:
         if groups == 0:
@@ -150,10 +141,10 @@ def backward(
         return call.empty(batch, routes, groups, call.groups // groups * call.slabs, state, length)
 
     grads = dict(
-        du=call.empty(batch, u.shape[1], dim, length), ddelta=call.empty(batch, routes, dim, length),
+        du=torch.empty_like(u, dtype=call.dtype), ddelta=torch.empty_like(delta, dtype=call.dtype),
         dA=call.empty(batch, routes, dim, state), dB=matrix(_groups(B)), dC=matrix(_groups(C)),
         dD=None if D is None else call.empty(batch, routes, dim),
-        dz=None if z is None else call.empty(batch, routes, dim, length),
+        dz=None if z is None else torch.empty_like(z, dtype=call.dtype),
         ddelta_bias=None if delta_bias is None else call.empty(batch, routes, dim))
     call.bind(dout=dout, dlast_state=None if dlast_state is None else dlast_state.contiguous(), checkpoints=checkpoints,
               **grads)

@@ -9,12 +9,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import _dispatch
 from .._checks import check_ndim, check_not_empty, check_shape, check_tensors
-from .._dispatch import CHUNK, accumulation_dtype
+from .._dispatch import CHUNK, accumulation_dtype, empty_map
 from .._library import (
     define_composite,
     define_op,
     drop_absent,
     fake_gradients,
+    lay_out,
     no_second_derivative,
     pack_gradients,
     zero_gradients,
@@ -43,7 +44,7 @@ def _outputs(
     batch, routes, dim, length = delta.shape
     dtype = accumulation_dtype(u)
     chunks = (length + CHUNK - 1) // CHUNK
-    return (u.new_empty(batch, 1 if merge else routes, dim, length),
+    return (empty_map(u, 1 if merge else routes),
             u.new_empty(batch, routes, dim, A.shape[-1], dtype=dtype),
             u.new_empty(batch, routes, dim, chunks, A.shape[-1], dtype=dtype))
 
@@ -96,7 +97,8 @@ def _routed_scan(
     dtype = accumulation_dtype(u)
     A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
-    return backend.forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge)
+    out, *states = backend.forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge)
+    return lay_out(out, empty_map(u, out.shape[1])), *states
 
 
 def _routed_scan_fake(

@@ -5,10 +5,11 @@ import math
 import torch
 
 from .._dispatch import accumulation_dtype
-from .._native import instruction_set, native_library
+from .._native import cut_channels, instruction_set, native_library
 from .reference import ROWS
 
 _MAPS = ('u', 'delta_top', 'delta_left', 'dout')
+_OUTPUTS = ('out', 'du', 'ddelta_top', 'ddelta_left')
 _MATRICES = {'b_top': 'B_top', 'b_left': 'B_left', 'c': 'C'}
 
 
@@ -16,11 +17,11 @@ class WavefrontArgs(ctypes.Structure):
     """Mirror of `wavefront_args` in kernels/csrc/wavefront_scan.h."""
     _fields_ = [
         *((name, ctypes.c_int64) for name in (
-            'batch', 'dim', 'state', 'height', 'width', 'delta_softplus', 'reverse', 'threads')),
+            'batch', 'dim', 'state', 'height', 'width', 'delta_softplus', 'reverse', 'threads', 'slab', 'slabs')),
         *((name, ctypes.c_void_p) for name in (
             'u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left',
             'dout')),
-        *((f'{name}_stride', ctypes.c_int64 * 4) for name in (*_MAPS, *_MATRICES)),
+        *((f'{name}_stride', ctypes.c_int64 * 4) for name in (*_MAPS, *_MATRICES, *_OUTPUTS)),
         *((name, ctypes.c_void_p) for name in (
             'out', 'checkpoints', 'du', 'ddelta_top', 'ddelta_left', 'dA_top', 'dA_left', 'dD', 'dbias_top',
             'dbias_left', 'dB_top', 'dB_left', 'dC')),
@@ -41,17 +42,18 @@ def _run(
         delta_softplus: See `reference`.
         reverse: See `reference`.
         backward: Runs the backward pass.
-        **others: The checkpoints, and the outputs of the pass; all contiguous.
+        **others: The checkpoints, and the outputs of the pass; all contiguous but the maps.
     """
     u = inputs['u']
     args = WavefrontArgs(u.shape[0], u.shape[1], inputs['A_top'].shape[1], *u.shape[2:], delta_softplus, reverse,
-                         torch.get_num_threads())
+                         torch.get_num_threads(), *cut_channels(u.shape[0], 1, u.shape[1]))
     for name, x in {**inputs, **others}.items():
         if x is not None:
             setattr(args, name, x.data_ptr())
-    for field, name in {**{name: name for name in _MAPS}, **_MATRICES}.items():
-        if name in inputs:
-            setattr(args, f'{field}_stride', inputs[name].stride())
+    tensors = {**inputs, **others}
+    for field, name in {**{name: name for name in (*_MAPS, *_OUTPUTS)}, **_MATRICES}.items():
+        if name in tensors:
+            setattr(args, f'{field}_stride', tensors[name].stride())
     if native_library().visionssm_wavefront_scan(
             ctypes.byref(args), u.dtype == torch.float64, backward, instruction_set()):
         raise MemoryError('wavefront_scan_2d: no memory for the scratch space of the native kernels')
@@ -78,7 +80,7 @@ def forward(
     maps = dict(u=u, delta_top=delta_top, delta_left=delta_left, B_top=B_top, B_left=B_left, C=C)
     inputs = {name: x.to(dtype) for name, x in maps.items()}
     inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
-    out = torch.empty(u.shape, dtype=dtype)
+    out = torch.empty_like(u, dtype=dtype)
     checkpoints = torch.empty(batch, math.ceil(height / ROWS), A_top.shape[1], width, dim, dtype=dtype)
     _run(inputs, delta_softplus, reverse, False, out=out, checkpoints=checkpoints)
     return out.to(u.dtype), checkpoints
@@ -105,16 +107,17 @@ def backward(
     dtype = accumulation_dtype(u)
     batch, dim, height, width = u.shape
     state = A_top.shape[1]
-    lanes = 8 if dtype == torch.float64 else 16
+    _, slabs = cut_channels(batch, 1, dim)
     maps = dict(dout=dout, u=u, delta_top=delta_top, delta_left=delta_left, B_top=B_top, B_left=B_left, C=C)
     inputs = {name: x.to(dtype) for name, x in maps.items()}
     inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
-    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('du', 'ddelta_top', 'ddelta_left'), u.shape)
-    shapes |= dict.fromkeys(('dA_top', 'dA_left'), (batch, dim, state))
-    shapes |= {name: (batch, math.ceil(dim / lanes), state, height, width) for name in ('dB_top', 'dB_left', 'dC')}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('dA_top', 'dA_left'), (batch, dim, state))
+    shapes |= {name: (batch, slabs, state, height, width) for name in ('dB_top', 'dB_left', 'dC')}
     shapes |= {name: (batch, dim) for name, x in (('dD', D), ('dbias_top', bias_top), ('dbias_left', bias_left))
                if x is not None}
     grads = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+    grads |= {f'd{name}': torch.empty_like(x, dtype=dtype) for name, x in maps.items()
+              if name in ('u', 'delta_top', 'delta_left')}
     _run(inputs, delta_softplus, reverse, True, checkpoints=checkpoints, **grads)
     for name in ('dB_top', 'dB_left', 'dC'):
         grads[name] = grads[name].sum(1)

@@ -15,6 +15,7 @@ from .._library import (
     define_op,
     drop_absent,
     fake_gradients,
+    lay_out,
     no_second_derivative,
     pack_gradients,
     zero_gradients,
@@ -37,7 +38,7 @@ _PARAMETERS = (3, 4, 8, 9, 10)  # A_top, A_left, D and the biases among the tens
 def _outputs(u: torch.Tensor, A_top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Makes the empty outputs of the primitive."""
     batch, dim, height, width = u.shape
-    return (u.new_empty(u.shape),
+    return (torch.empty_like(u),
             u.new_empty(batch, (height + ROWS - 1) // ROWS, A_top.shape[1], width, dim, dtype=accumulation_dtype(u)))
 
 
@@ -52,7 +53,8 @@ def _wavefront_scan(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     if tensors[0].shape[0] == 0:
         return _outputs(tensors[0], tensors[3])
     backend = _dispatch.select_backend(_OP, tensors[0].device)
-    return backend.forward(*_canonical(tensors), delta_softplus, reverse)
+    out, checkpoints = backend.forward(*_canonical(tensors), delta_softplus, reverse)
+    return lay_out(out, torch.empty_like(tensors[0])), checkpoints
 
 
 def _wavefront_scan_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
