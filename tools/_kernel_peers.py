@@ -261,16 +261,35 @@ def _scan_grouped(**inputs: torch.Tensor) -> torch.Tensor:
     return selective_scan(**inputs, delta_softplus=True)
 
 
-def _read_cross(maps: torch.Tensor) -> torch.Tensor:
+class _ReadCross(torch.autograd.Function):
     """(B, D, H, W) -> (B, 4 D, L): rows, columns, and both backwards, one copy each."""
-    ahead = torch.stack([maps.flatten(2), maps.mT.flatten(2)], 1)
-    return torch.cat([ahead, ahead.flip(-1)], 1).flatten(1, 2)
+
+    @staticmethod
+    def forward(ctx: Any, maps: torch.Tensor) -> torch.Tensor:
+        ctx.size = maps.shape[2:]
+        xs = maps.new_empty(maps.shape[0], ROUTES, maps.shape[1], maps[0, 0].numel())
+        xs[:, 0] = maps.flatten(2)
+        xs[:, 1] = maps.mT.flatten(2)
+        xs[:, 2:] = xs[:, :2].flip(-1)
+        return xs.flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _MergeCross.apply(gradient, *ctx.size)
 
 
-def _merge_cross(ys: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    ys = ys.unflatten(1, (ROUTES, -1))
-    rows, columns = (ys[:, :2] + ys[:, 2:].flip(-1)).unbind(1)
-    return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).mT
+class _MergeCross(torch.autograd.Function):
+    """(B, 4 D, L) -> (B, D, H, W): the transpose, which sums on every pixel."""
+
+    @staticmethod
+    def forward(ctx: Any, ys: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        ys = ys.unflatten(1, (ROUTES, -1))
+        rows, columns = (ys[:, :2] + ys[:, 2:].flip(-1)).unbind(1)
+        return rows.unflatten(-1, (height, width)) + columns.unflatten(-1, (width, height)).mT
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return _ReadCross.apply(gradient), None, None
 
 
 def cross_pipeline(shape: tuple[int, ...], scan: Function = _scan_grouped) -> Contestant:
@@ -281,7 +300,7 @@ def cross_pipeline(shape: tuple[int, ...], scan: Function = _scan_grouped) -> Co
     size = shape[2:4]
 
     def run(u: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
-        return _merge_cross(scan(u=_read_cross(u), **inputs), *size)
+        return _MergeCross.apply(scan(u=_ReadCross.apply(u), **inputs), *size)
 
     def arrange(inputs: Tensors, dout: torch.Tensor) -> tuple[Tensors, Outputs]:
         ordered = {name: cross_scan(inputs[name]) for name in ('delta', 'B', 'C')}
