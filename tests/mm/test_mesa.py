@@ -1,6 +1,4 @@
 """Distillation from the averaged model (MESA): its loss, its start, resumption, many processes, and what it needs."""
-import signal
-
 import numpy as np
 import pytest
 import torch
@@ -121,20 +119,19 @@ def test_until_it_starts_nothing_changes(mesa_config, train_toy, tmp_path, asser
         assert_same_state(*(tmp_path / name / 'epoch_3.pth' for name in ('later', 'off')))
 
 
-@pytest.mark.parametrize(('by_epoch', 'interval', 'last'), [(True, 1, 'epoch_3'), (False, 5, 'iter_24')],
-                         ids=['epoch-checkpoints', 'mid-epoch-checkpoints'])
-def test_kill_and_resume_reaches_the_same_weights(mesa_config, train_toy, run_tool, tmp_path, assert_same_state,
-                                                  by_epoch, interval, last):
-    def config(name, hooks=(), **overrides):
-        cfg = mesa_config(name, hooks=hooks, **overrides)
+@pytest.mark.parametrize(('by_epoch', 'interval', 'first', 'last'), [
+    (True, 1, 'epoch_1', 'epoch_3'), (False, 5, 'iter_10', 'iter_24')], ids=['before-it-starts', 'while-it-teaches'])
+def test_a_resumed_run_reaches_the_same_weights(mesa_config, train_toy, tmp_path, assert_same_state, by_epoch, interval,
+                                                first, last):
+    def config(name, **overrides):
+        cfg = mesa_config(name, **overrides)
         cfg.default_hooks = dict(checkpoint=dict(type='CheckpointHook', interval=interval, by_epoch=by_epoch))
         return cfg
 
     train_toy(config('whole'))
-    killed = run_tool(config('killed', hooks=[dict(type='KillHook', step=13)]))
-    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2000:]
-    assert train_toy(config('killed', resume=True)).iter == 24
-    assert_same_state(tmp_path / 'whole' / f'{last}.pth', tmp_path / 'killed' / f'{last}.pth')
+    again = config('again', resume=True, load_from=str(tmp_path / 'whole' / f'{first}.pth'))
+    assert train_toy(again).iter == 24
+    assert_same_state(tmp_path / 'whole' / f'{last}.pth', tmp_path / 'again' / f'{last}.pth')
 
 
 def test_it_works_in_mixed_precision_with_accumulated_gradients(mesa_config, train_toy):
@@ -148,10 +145,11 @@ WRAPPERS = {'ddp': None, 'fsdp': dict(type='FullyShard', min_params=1_000)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind', WRAPPERS)
-def test_two_processes_learn_like_one(mesa_config, train_toy, run_tool, tmp_path, free_port, kind):
-    def config(name, batch_size, **overrides):
+def test_two_processes_learn_like_one_and_resume_to_the_same_weights_and_statistics(
+        mesa_config, train_toy, run_tool, tmp_path, free_port, assert_same_state):
+    def config(name, batch_size, wrapper=None):
         # no batch statistics and nothing random: only the teacher's part in the sum of gradients is compared
+        overrides = {} if wrapper is None else dict(model_wrapper_cfg=wrapper)
         cfg = mesa_config(name, model=VIT, hooks=[dict(type='LossHook', path=str(tmp_path / f'{name}.npy'))],
                           **overrides)
         cfg.model.pop('mixup')
@@ -160,26 +158,21 @@ def test_two_processes_learn_like_one(mesa_config, train_toy, run_tool, tmp_path
         return cfg
 
     train_toy(config('one', 8))
-    wrapper = {} if WRAPPERS[kind] is None else dict(model_wrapper_cfg=WRAPPERS[kind])
-    done = run_tool(config('two', 4, **wrapper), nproc=2, port=free_port)
-    assert done.returncode == 0, done.stderr
-    one, two = np.load(tmp_path / 'one.npy'), np.load(tmp_path / 'two.npy')
-    np.testing.assert_allclose(two, one, rtol=5e-6)
-    weights = [torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False) for name in ('one', 'two')]
-    for part in ('state_dict', 'ema_state_dict'):
-        for key, value in weights[0][part].items():
-            torch.testing.assert_close(weights[1][part][key], value, rtol=0, atol=6e-4, msg=key)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('kind', ['fsdp'])  # sharded: whole files are resumed by every process alike
-def test_two_processes_resume_to_the_same_weights_and_statistics(mesa_config, run_tool, tmp_path, assert_same_state,
-                                                                 free_port, kind):
-    wrapper = {} if WRAPPERS[kind] is None else dict(model_wrapper_cfg=WRAPPERS[kind])
+    # sharded: whole files are resumed by every process alike
+    sharded = dict(model_wrapper_cfg=WRAPPERS['fsdp'])
     first = str(tmp_path / 'whole' / 'epoch_1.pth')
-    configs = [mesa_config('whole', **wrapper), mesa_config('again', resume=True, load_from=first, **wrapper)]
-    done = run_tool(configs, nproc=2, port=free_port)
+    done = run_tool([*(config(kind, 4, wrapper) for kind, wrapper in WRAPPERS.items()), mesa_config('whole', **sharded),
+                     mesa_config('again', resume=True, load_from=first, **sharded)], nproc=2, port=free_port,
+                    timeout=250)
     assert done.returncode == 0, done.stderr
+    one = torch.load(tmp_path / 'one' / 'epoch_3.pth', weights_only=False)
+    for kind in WRAPPERS:
+        np.testing.assert_allclose(np.load(tmp_path / f'{kind}.npy'), np.load(tmp_path / 'one.npy'), rtol=5e-6,
+                                   err_msg=kind)
+        two = torch.load(tmp_path / kind / 'epoch_3.pth', weights_only=False)
+        for part in ('state_dict', 'ema_state_dict'):
+            for key, value in one[part].items():
+                torch.testing.assert_close(two[part][key], value, rtol=0, atol=6e-4, msg=f'{kind}: {key}')
     assert_same_state(tmp_path / 'whole' / 'epoch_3.pth', tmp_path / 'again' / 'epoch_3.pth')
 
 
