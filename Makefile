@@ -7,6 +7,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# caches of compiled modules: dozens of tests start a Python of their own
+unexport PYTHONDONTWRITEBYTECODE
 SOURCES := setup.cfg setup.py constraints.txt $(wildcard kernels/csrc/*)
 
 .PHONY: demo test fast lint types unit interp conformance docs clean
@@ -15,7 +17,8 @@ demo: $(VENV)/.demo-ready
 	$(BIN)/python tools/train.py configs/classification/vim-pico_fashion-mnist.py --work-dir work_dirs/demo
 
 test: $(VENV)/.test-ready
-	$(MAKE) lint types docs unit interp conformance
+	$(MAKE) -j $(JOBS) lint types docs
+	$(MAKE) unit interp conformance
 
 fast: $(VENV)/.test-ready
 	$(BIN)/python -m pytest -n $(JOBS) -m 'not slow and not gpu'
@@ -47,11 +50,13 @@ $(VENV)/.demo-ready: $(VENV)/bin/python $(SOURCES)
 	touch $@
 
 $(VENV)/.test-ready: $(VENV)/bin/python $(SOURCES)
-	$(PIP) install --quiet --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,demo,docs,dev]'
+	# beside it the browser for the test of the page, which is skipped without one
+	{ command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium; }; } > /dev/null 2>&1 & \
+	$(PIP) install --quiet --no-compile --constraint constraints.txt --editable '.[mm,det,seg,restoration,diffusion,export,demo,docs,dev]' && wait
 	# a package that needs mamba_ssm, for the test that it runs here without; its exact pins would replace ours
 	$(PIP) install --quiet --no-deps mambavision==1.2.0 einops==0.8.2
-	# for the test of the page in a browser, which is skipped without one
-	command -v chromium > /dev/null || { apt-get update && apt-get install --yes --no-install-recommends chromium; } > /dev/null 2>&1 || true
+	# pip compiles on one core, this on all; some packages ship templates that are no Python
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@ $(VENV)/.demo-ready
 
 clean:
