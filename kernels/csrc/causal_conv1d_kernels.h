@@ -92,34 +92,32 @@ TARGET static void NAME(backward_rows)(const conv_args *a, T *scratch, int64_t b
     }
 }
 
+/* Channels of one step, `lanes` of them; all of a vector where the compiler knows that it is full. */
 INLINE V NAME(load_lanes)(const T *src, int lanes) {
     V x = {0};
-    if (lanes == LANES) memcpy(&x, src, sizeof(V));
-    else memcpy(&x, src, sizeof(T) * lanes);
+    memcpy(&x, src, sizeof(T) * lanes);
     return x;
 }
 
-INLINE void NAME(store_lanes)(T *dst, V x, int lanes) {
-    if (lanes == LANES) memcpy(dst, &x, sizeof(V));
-    else memcpy(dst, &x, sizeof(T) * lanes);
-}
+INLINE void NAME(store_lanes)(T *dst, V x, int lanes) { memcpy(dst, &x, sizeof(T) * lanes); }
 
 /* The filter at step t of channels with stride 1: looks back, or with `ahead` forth; see filter_row. */
 INLINE V NAME(filter_lanes)(const T *in, int64_t step, const V *taps, V sum, int64_t t, int64_t length, int64_t width,
                             int64_t ahead, int lanes) {
-    const int64_t room = ahead ? length - t : t + 1, reach = room < width ? room : width;
-    for (int64_t k = 0; k < reach; k++)
-        sum = FMA(taps[width - 1 - k], NAME(load_lanes)(in + (ahead ? t + k : t - k) * step, lanes), sum);
+    const int64_t room = ahead ? length - t : t + 1, reach = room < width ? room : width, move = ahead ? step : -step;
+    in += t * step;
+    if (width == 4 && reach == 4) { /* the width of every released model */
+        for (int k = 0; k < 4; k++) sum = FMA(taps[3 - k], NAME(load_lanes)(in + k * move, lanes), sum);
+        return sum;
+    }
+    for (int64_t k = 0; k < reach; k++, in += move) sum = FMA(taps[width - 1 - k], NAME(load_lanes)(in, lanes), sum);
     return sum;
 }
 
-TARGET static void NAME(forward_lanes)(const conv_args *a, V *taps, int64_t b, int64_t d, int lanes) {
+INLINE void NAME(forward_steps)(const conv_args *a, const V *taps, V bias, int64_t b, int64_t d, int lanes) {
     const int64_t L = a->length, W = a->width;
     const T *x = (const T *)a->x + b * a->x_stride[0] + d;
     T *out = (T *)a->out + b * a->out_stride[0] + d;
-    V bias = {0};
-    NAME(load_rows)(taps, (const T *)a->weight + d * W, W, W, lanes, 1);
-    if (a->bias) NAME(load_rows)(&bias, (const T *)a->bias + d, 1, 1, lanes, 1);
     for (int64_t t = 0; t < L; t += GROUP) {
         const int many = L - t < GROUP ? (int)(L - t) : GROUP;
         V sum[GROUP], gate[GROUP];
@@ -133,12 +131,17 @@ TARGET static void NAME(forward_lanes)(const conv_args *a, V *taps, int64_t b, i
     }
 }
 
-/* All batch elements of a block of channels: `taps` has room for the filters and for their gradients. */
-TARGET static void NAME(backward_lanes)(const conv_args *a, V *taps, int64_t d, int lanes) {
+TARGET static void NAME(forward_lanes)(const conv_args *a, V *taps, int64_t b, int64_t d, int lanes) {
+    V bias = {0};
+    NAME(load_rows)(taps, (const T *)a->weight + d * a->width, a->width, a->width, lanes, 1);
+    if (a->bias) NAME(load_rows)(&bias, (const T *)a->bias + d, 1, 1, lanes, 1);
+    if (lanes == LANES) NAME(forward_steps)(a, taps, bias, b, d, LANES);
+    else NAME(forward_steps)(a, taps, bias, b, d, lanes);
+}
+
+INLINE V NAME(backward_steps)(const conv_args *a, const V *taps, V *dtaps, int64_t d, int lanes) {
     const int64_t L = a->length, W = a->width;
-    V *dtaps = taps + W, dbias = {0};
-    NAME(load_rows)(taps, (const T *)a->weight + d * W, W, W, lanes, 1);
-    memset(dtaps, 0, sizeof(V) * W);
+    V dbias = {0};
     for (int64_t b = 0; b < a->batch; b++) {
         const T *x = (const T *)a->x + b * a->x_stride[0] + d, *g = (const T *)a->dout + b * a->dout_stride[0] + d;
         T *dx = (T *)a->dx + b * a->dx_stride[0] + d;
@@ -152,6 +155,17 @@ TARGET static void NAME(backward_lanes)(const conv_args *a, V *taps, int64_t d, 
             NAME(store_lanes)(dx + t * a->dx_stride[2], sum, lanes);
         }
     }
+    return dbias;
+}
+
+/* All batch elements of a block of channels: `taps` has room for the filters and for their gradients. */
+TARGET static void NAME(backward_lanes)(const conv_args *a, V *taps, int64_t d, int lanes) {
+    const int64_t W = a->width;
+    V *dtaps = taps + W, dbias;
+    NAME(load_rows)(taps, (const T *)a->weight + d * W, W, W, lanes, 1);
+    memset(dtaps, 0, sizeof(V) * W);
+    if (lanes == LANES) dbias = NAME(backward_steps)(a, taps, dtaps, d, LANES);
+    else dbias = NAME(backward_steps)(a, taps, dtaps, d, lanes);
     NAME(store_rows)(dtaps, (T *)a->dweight + d * W, W, W, lanes);
     NAME(store_rows)(&dbias, (T *)a->dbias + d, 1, 1, lanes);
 }

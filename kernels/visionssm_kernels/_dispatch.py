@@ -40,6 +40,7 @@ Checkpoints written by one backend are read by another: the layout above is bind
 import contextlib
 import contextvars
 import dataclasses
+import functools
 import importlib
 import importlib.util
 import logging
@@ -167,6 +168,9 @@ def _log_once(op: str, name: str, device_type: str, refused: list[str], requeste
                 '%s runs on %s with backend %s%s', op, device_type, name, passed_over)
 
 
+_import = functools.cache(importlib.import_module)
+
+
 def select_backend(op: str, device: torch.device) -> ModuleType:
     """Picks and imports the backend module of an op for a device.
 
@@ -187,7 +191,7 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
             reason = backends[name].why_not(device.type)
             if reason is None:
                 _log_once(op, name, device.type, refused, requested)
-                return importlib.import_module(backends[name].module)
+                return _import(backends[name].module)
         refused.append(f'{name}: {reason}')
         # An op that never had a backend does not fall back: nobody asked for it by name
         if is_strict() and (name in backends or requested == name):
@@ -238,7 +242,22 @@ def backend_report() -> str:
 
 def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """Returns the dtype of states and sums: float64 if any tensor is float64, else float32."""
-    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+    for tensor in tensors:
+        if tensor is not None and tensor.dtype == torch.float64:
+            return torch.float64
+    return torch.float32
+
+
+def _channels_innermost(u: torch.Tensor) -> bool:
+    channel, position = u.stride()[2:]
+    return 0 < channel < position
+
+
+def follows_map(out: torch.Tensor, u: torch.Tensor) -> bool:
+    """Says whether an output is laid out as `empty_map` would do it."""
+    routes, dim, length = out.shape[1:]
+    inner = (1, dim) if _channels_innermost(u) else (length, 1)
+    return out.stride() == (routes * dim * length, dim * length, *inner)
 
 
 def empty_map(u: torch.Tensor, routes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -253,6 +272,6 @@ def empty_map(u: torch.Tensor, routes: int, dtype: torch.dtype | None = None) ->
         (B, K', D, L), dense.
     """
     batch, _, dim, length = u.shape
-    if 0 < u.stride(2) < u.stride(3):
+    if _channels_innermost(u):
         return u.new_empty(batch, routes, length, dim, dtype=dtype).transpose(2, 3)
     return u.new_empty(batch, routes, dim, length, dtype=dtype)

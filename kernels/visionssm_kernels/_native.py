@@ -74,7 +74,9 @@ def instruction_set() -> int:
 
     VISIONSSM_NATIVE_ISA ('base', 'avx2', 'avx512') caps it; the library itself never exceeds what the processor has.
     """
-    name = os.environ.get('VISIONSSM_NATIVE_ISA') or INSTRUCTION_SETS[-1]
+    name = os.environ.get('VISIONSSM_NATIVE_ISA')
+    if not name:
+        return len(INSTRUCTION_SETS) - 1
     if name not in INSTRUCTION_SETS:
         raise ValueError(f'VISIONSSM_NATIVE_ISA got {name!r}; allowed: {", ".join(INSTRUCTION_SETS)}')
     return INSTRUCTION_SETS.index(name)

@@ -1,5 +1,4 @@
 """The native library: threads, instruction sets, absence, the accuracy of its exponential."""
-import ctypes
 import re
 
 import pytest
@@ -7,7 +6,9 @@ import torch
 
 from visionssm_kernels import _native, selective_scan, selective_scan_2d, use_backend
 from visionssm_kernels._testing import assert_same_results, results_and_gradients, scan_inputs
-from visionssm_kernels.selective_scan.cpu import ScanArgs
+from visionssm_kernels.causal_conv1d import cpu as causal_conv1d_cpu
+from visionssm_kernels.selective_scan import cpu as selective_scan_cpu
+from visionssm_kernels.wavefront_scan_2d.cpu import WavefrontArgs
 
 pytestmark = pytest.mark.usefixtures('needs_native', 'poisoned_memory')
 
@@ -125,9 +126,12 @@ def test_library_reports_its_instruction_set():
     assert _native.native_library().visionssm_isa().decode() in _native.INSTRUCTION_SETS
 
 
-def test_structure_is_as_large_as_the_header_says(repo_root):
-    header = (repo_root / 'kernels' / 'csrc' / 'selective_scan.h').read_text()
-    body = re.sub(r'/\*.*?\*/', '', header[header.index('typedef struct {') + 16:header.index('} scan_args;')])
+@pytest.mark.parametrize('op, fields', [
+    ('selective_scan', selective_scan_cpu.FIELDS), ('causal_conv1d', causal_conv1d_cpu.FIELDS),
+    ('wavefront_scan', [(name, getattr(kind, '_length_', 1)) for name, kind in WavefrontArgs._fields_]),
+], ids=lambda x: x if isinstance(x, str) else '')
+def test_arguments_are_packed_as_the_header_says(op, fields, repo_root):
+    header = (repo_root / 'kernels' / 'csrc' / f'{op}.h').read_text()
+    body = re.sub(r'/\*.*?\*/', '', header[header.index('typedef struct {') + 16:header.index('_args;')], flags=re.S)
     names = re.findall(r'(\w+)(?:\[(\d)\])?(?=[,;])', body)
-    assert [name for name, _ in names] == [name for name, _ in ScanArgs._fields_]
-    assert ctypes.sizeof(ScanArgs) == 8 * sum(int(count or 1) for _, count in names)
+    assert [(name, int(count or 1)) for name, count in names] == fields

@@ -68,24 +68,25 @@ class SelectiveSSM(nn.Module):
         """Mix along the sequence.
 
         Args:
-            x: Inner features, (B, D, L).
+            x: Inner features, (B, L, D).
             reverse_A_log: Where given, (D, N): a second scan with this decay runs the other way over the same
                 convolved features, and both are summed.
 
         Returns:
-            (B, D, L).
+            (B, L, D).
         """
-        # The operators themselves, not their Python wrappers: they pass through TorchScript and FX as they are.
-        c = torch.ops.visionssm.causal_conv1d(x, self.conv.weight, self.conv.bias, 'silu', self.reverse)
-        # Weights times channel-first features keep (B, D, L) contiguous: nothing is transposed from here to the scan.
-        dt, B, C = torch.matmul(self.x_proj.weight, c).split([self.dt_rank, self.d_state, self.d_state], dim=1)
-        delta = torch.matmul(self.dt_proj.weight, dt)
+        # The operators themselves, not their Python wrappers: they pass through TorchScript and FX as they are. They
+        # take any strides and keep channels innermost, so nothing is copied from here to the output.
+        c = torch.ops.visionssm.causal_conv1d(
+            x.transpose(1, 2), self.conv.weight, self.conv.bias, 'silu', self.reverse)  # (B, D, L)
+        dt, B, C = self.x_proj(c.transpose(1, 2)).split([self.dt_rank, self.d_state, self.d_state], dim=2)
+        delta, B, C = self.dt_proj(dt).transpose(1, 2), B.transpose(1, 2), C.transpose(1, 2)
         y = torch.ops.visionssm.selective_scan(
             c, delta, negative_exp(self.A_log), B, C, self.D, None, self.dt_bias, True, self.reverse)
         if reverse_A_log is not None:
             y = y + torch.ops.visionssm.selective_scan(
                 c, delta, negative_exp(reverse_A_log), B, C, self.D, None, self.dt_bias, True, not self.reverse)
-        return y
+        return y.transpose(1, 2)
 
 
 class ReverseDecay(nn.Module):
@@ -179,8 +180,7 @@ class BiMamba(nn.Module):
         Returns:
             (B, L, C).
         """
-        # One copy to channel-first here saves a strided read in each operator below.
-        x, z = self.in_proj(x).transpose(1, 2).contiguous().chunk(2, dim=1)  # (B, L, 2 D) -> twice (B, D, L)
+        x, z = self.in_proj(x).chunk(2, dim=2)  # (B, L, 2 D) -> twice (B, L, D)
         if self.shared:
             y = self.ssm(x, self.ssm_b.A_log)
         elif self.two_sided:
@@ -191,7 +191,7 @@ class BiMamba(nn.Module):
         y = y * F.silu(z)
         if self.scale != 1.0:
             y = y * self.scale
-        y = self.out_proj(y.transpose(1, 2))  # (B, D, L) -> (B, L, C)
+        y = self.out_proj(y)  # (B, L, D) -> (B, L, C)
         if self.gamma is not None:
             y = y * self.gamma
         return y

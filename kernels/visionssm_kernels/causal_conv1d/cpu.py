@@ -1,5 +1,5 @@
 """Depth-wise causal convolution by the native library: see kernels/csrc/causal_conv1d.h."""
-import ctypes
+import struct
 
 import torch
 
@@ -12,14 +12,18 @@ __all__ = ['backward', 'forward']
 _GRAIN = 32768
 
 
-class ConvArgs(ctypes.Structure):
-    """Mirror of `conv_args` in kernels/csrc/causal_conv1d.h."""
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ('batch', 'dim', 'length', 'width', 'silu', 'reverse', 'threads')),
-        *((name, ctypes.c_void_p) for name in ('x', 'weight', 'bias', 'dout')),
-        *((name, ctypes.c_int64 * 3) for name in ('x_stride', 'dout_stride', 'out_stride', 'dx_stride')),
-        *((name, ctypes.c_void_p) for name in ('out', 'dx', 'dweight', 'dbias')),
-    ]
+# `conv_args` in kernels/csrc/causal_conv1d.h: numbers and pointers of eight bytes, which Python packs at once
+_SIZES = ('batch', 'dim', 'length', 'width', 'silu', 'reverse', 'threads')
+_INPUTS = ('x', 'weight', 'bias', 'dout')
+_STRIDED = ('x', 'dout', 'out', 'dx')
+_RESULTS = ('out', 'dx', 'dweight', 'dbias')
+FIELDS = [*((name, 1) for name in (*_SIZES, *_INPUTS)), *((f'{name}_stride', 3) for name in _STRIDED),
+          *((name, 1) for name in _RESULTS)]
+_ARGS = struct.Struct(f'{sum(count for _, count in FIELDS)}q')
+
+
+def _pointer(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
@@ -31,14 +35,14 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 def _run(x: torch.Tensor, weight: torch.Tensor, silu: bool, reverse: bool, **tensors: torch.Tensor | None) -> None:
     """Fill the outputs among `tensors`, which are contiguous but for `out` and `dx` (see `_like`)."""
     threads = min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
-    args = ConvArgs(*x.shape, weight.shape[1], silu, reverse, threads)
-    for name, tensor in {'x': x, 'weight': weight, **tensors}.items():
-        if tensor is not None:
-            setattr(args, name, tensor.data_ptr())
-            if tensor.ndim == 3:
-                setattr(args, f'{name}_stride', tensor.stride())
+    tensors |= {'x': x, 'weight': weight}
+    numbers = [*x.shape, weight.shape[1], silu, reverse, threads]
+    numbers += [_pointer(tensors.get(name)) for name in _INPUTS]
+    for name in _STRIDED:
+        numbers += tensors[name].stride() if name in tensors else (0, 0, 0)
+    numbers += [_pointer(tensors.get(name)) for name in _RESULTS]
     failed = native_library().visionssm_causal_conv1d(
-        ctypes.byref(args), x.dtype == torch.float64, 'dout' in tensors, instruction_set())
+        _ARGS.pack(*numbers), x.dtype == torch.float64, 'dout' in tensors, instruction_set())
     if failed:
         raise MemoryError(f'causal_conv1d: no memory to read x {tuple(x.shape)}; pass it with a stride of 1 along L')
 

@@ -39,8 +39,11 @@ def _canonical(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The three tensors in the accumulation dtype; the weight as (D, W), it and the bias contiguous."""
     dtype = accumulation_dtype(x)
-    weight = weight.flatten(1).to(dtype).contiguous()
-    return x.to(dtype), weight, None if bias is None else bias.to(dtype).contiguous()
+    if weight.dim() == 3:
+        weight = weight.flatten(1)
+    if x.dtype != dtype or weight.dtype != dtype or not weight.is_contiguous():
+        x, weight = x.to(dtype), weight.to(dtype).contiguous()
+    return x, weight, None if bias is None else bias.to(dtype).contiguous()
 
 
 def _kernel(
@@ -55,6 +58,9 @@ def _kernel(
         return torch.empty_like(x)
     backend = select_backend(_OP, x.device)
     out = backend.forward(*_canonical(x, weight, bias), activation is not None, reverse)
+    # empty_like keeps the strides of whatever is dense
+    if out.dtype == x.dtype and out.stride() == x.stride():
+        return out
     return lay_out(out.to(x.dtype), torch.empty_like(x))
 
 

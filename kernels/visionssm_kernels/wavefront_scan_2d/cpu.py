@@ -112,7 +112,7 @@ def backward(
     inputs = {name: x.to(dtype) for name, x in maps.items()}
     inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
     shapes: dict[str, tuple[int, ...]] = dict.fromkeys(('dA_top', 'dA_left'), (batch, dim, state))
-    shapes |= {name: (batch, slabs, state, height, width) for name in ('dB_top', 'dB_left', 'dC')}
+    shapes |= dict.fromkeys(('dB_top', 'dB_left', 'dC'), (batch, slabs, state, height, width))
     shapes |= {name: (batch, dim) for name, x in (('dD', D), ('dbias_top', bias_top), ('dbias_left', bias_left))
                if x is not None}
     grads = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
