@@ -10,12 +10,34 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+TWO_STAGES = {'depths': (1, 1), 'dims': (16, 32)}
+SHALLOW = {
+    'dis_pico': {'depth': 2},
+    'mamba2d_pico': {**TWO_STAGES, 'mixers': ('scan_local', 'rope_attention'), 'downsamples': ('conv7', 'conv3'),
+                     'residual_scales': (1., 1.)},
+    'mambair_pico': {'depths': (1,)},
+    'mambairv2_pico': {'depths': (2,)},  # the second block shifts its windows
+    'mhs_vm_pico': TWO_STAGES,
+    'spatial_mamba_pico': TWO_STAGES,
+    'vim2_pico': TWO_STAGES,
+    'vim_pico': {'depth': 2},
+    'vm_unet_pico': {**TWO_STAGES, 'depths_decoder': (1, 1)},
+    'vmamba_pico': TWO_STAGES,
+    'vssd_pico': {'depths': (1, 1), 'num_heads': (1, 2), 'mixers': ('ssd', 'attention')},
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Parallel workers share the cores: one thread each; a single process takes two."""
     workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
     torch.set_num_threads(1 if workers > 1 else min(2, torch.get_num_threads()))
+    if workers > 1:
+        os.environ.setdefault('OMP_NUM_THREADS', '1')  # of the processes that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow tests first: one that began last would keep one worker busy and leave the others idle."""
+    items.sort(key=lambda item: item.get_closest_marker('slow') is None)
 
 
 @pytest.fixture(autouse=True)
@@ -38,6 +60,12 @@ def _logger() -> Iterator[None]:
 def repo_root() -> Path:
     """The checkout that is under test."""
     return ROOT
+
+
+@pytest.fixture(scope='session')
+def shallow() -> Callable[[str], dict]:
+    """Options that leave a pico one layer of each kind: what tracing and compiling take follows their number."""
+    return lambda name: SHALLOW.get(name, {})
 
 
 @pytest.fixture(scope='session')

@@ -4,6 +4,7 @@ import functools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def build(name: str, **kwargs: object) -> torch.nn.Module:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', sorted({*SMALLEST} - {'mhs_vm_unet_pico'}))  # that has the layers of two others
-def test_onnx_runtime_gives_what_each_model_gives_for_any_number_of_pictures(name: str, tmp_path: Path):
-    model = build(name)
+def test_onnx_runtime_gives_what_each_model_gives_for_any_number_of_pictures(
+        name: str, shallow: Callable[[str], dict], tmp_path: Path):
+    model = build(name, **shallow(name))
     inputs = example_inputs(model)
     path = export_onnx(model, tmp_path / 'model.onnx', inputs, dynamic_batch=True)
     assert compare_onnx(model, path, inputs, 0).error < 1e-4
@@ -40,8 +42,8 @@ def test_onnx_runtime_gives_what_each_model_gives_for_any_number_of_pictures(nam
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['mamba2d_pico', 'mambair_pico', 'vim2_pico', 'vmamba_pico'])
-def test_an_archive_of_a_model_needs_none_of_our_ops(name: str, tmp_path: Path):
-    model = build(name)
+def test_an_archive_of_a_model_needs_none_of_our_ops(name: str, shallow: Callable[[str], dict], tmp_path: Path):
+    model = build(name, **shallow(name))
     inputs = example_inputs(model)
     program = torch.export.load(export_archive(model, tmp_path / 'model.pt2', inputs))
     assert not [node for node in program.graph.nodes if str(node.target).startswith('visionssm')]
