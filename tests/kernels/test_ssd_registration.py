@@ -90,7 +90,11 @@ def test_opcheck_of_the_2d_scan(merge):
     torch.library.opcheck(torch.ops.visionssm.ssd_2d, (), inputs | {'dt_softplus': True, 'merge': merge})
 
 
-@pytest.mark.parametrize('backend', ['aot_eager', pytest.param('inductor', marks=[needs_compiler, pytest.mark.slow])])
+@pytest.mark.parametrize(('case', 'backend'), [
+    *((name, 'aot_eager') for name in CASES),
+    # a minute each: the other two differ in constants of the op alone
+    *(pytest.param(name, 'inductor', marks=[needs_compiler, pytest.mark.slow]) for name in ('forward', '2d'))],
+    indirect=['case'])
 def test_compiles_into_one_graph_with_its_gradients(case, backend):
     module, x = case
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 import os
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,14 @@ from visionssm_kernels.wavefront_scan_2d import triton_impl as wavefront  # noqa
 HOPPER, MI300 = ('cuda', 90, 32), ('hip', 'gfx942', 64)
 POINTERS = {torch.float64: '*fp64', torch.float32: '*fp32', torch.bfloat16: '*bf16', torch.float16: '*fp16',
             torch.int32: '*i32'}
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of this run's own: what a test has compiled, the next need not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('TRITON_CACHE_DIR', str(tmp_path_factory.mktemp('triton')))
+        yield
 
 
 class Recorder:
@@ -92,8 +101,7 @@ def spills(built, folder: Path) -> str:
     pytest.param(HOPPER, {'dtype': torch.float16, 'batch': 1, 'dim': 1, 'length': 1, 'state': 1}, id='sm90-ones'),
     pytest.param(MI300, {'dtype': torch.float32, 'routes': 2, 'index': True, 'full': False}, id='gfx942-routes'),
 ])
-def test_both_kernels_compile_to_machine_code(monkeypatch, tmp_path: Path, target, options):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+def test_both_kernels_compile_to_machine_code(monkeypatch, target, options):
     for recorder in record(monkeypatch, **options):
         built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
         assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
@@ -101,7 +109,6 @@ def test_both_kernels_compile_to_machine_code(monkeypatch, tmp_path: Path, targe
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64], ids=['float32', 'float64'])
 def test_full_tiles_stay_in_registers(monkeypatch, tmp_path: Path, dtype):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for recorder in record(monkeypatch, dtype):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert spills(built, tmp_path) == '0'
@@ -128,15 +135,13 @@ def record_wavefront(monkeypatch, dtype, dim=96, size=(28, 28), state=16, full=T
     pytest.param(HOPPER, {'dtype': torch.float64, 'size': (3, 200), 'dim': 17}, id='sm90-float64-parts'),
     pytest.param(MI300, {'dtype': torch.float16, 'full': False}, id='gfx942-float16'),
 ])
-def test_both_wavefront_kernels_compile_to_machine_code(monkeypatch, tmp_path: Path, target, options):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+def test_both_wavefront_kernels_compile_to_machine_code(monkeypatch, target, options):
     for recorder in record_wavefront(monkeypatch, **options):
         built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
         assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
 
 
 def test_full_tiles_of_the_wavefront_stay_in_registers(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for recorder in record_wavefront(monkeypatch, torch.float32, size=(56, 56)):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert spills(built, tmp_path) == '0'
@@ -167,15 +172,13 @@ def record_nc_ssd(monkeypatch, stage, dtype, length=3136, heads=2, size=64, grou
     pytest.param(HOPPER, {'dtype': torch.float64, 'groups': 2, 'size': 24}, id='sm90-float64-groups'),
     pytest.param(MI300, {'dtype': torch.float16, 'state': 200}, id='gfx942-float16'),
 ])
-def test_kernels_of_the_non_causal_ssd_compile_to_machine_code(monkeypatch, tmp_path: Path, stage, target, options):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+def test_kernels_of_the_non_causal_ssd_compile_to_machine_code(monkeypatch, stage, target, options):
     for recorder in record_nc_ssd(monkeypatch, stage, **options):
         built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
         assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
 
 
 def test_tiles_of_the_non_causal_ssd_stay_in_registers(monkeypatch, tmp_path: Path):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for recorder in record_nc_ssd(monkeypatch, 'backward', torch.float32):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert spills(built, tmp_path) == '0'
@@ -210,8 +213,7 @@ def record_ssd(monkeypatch, stage, dtype, length=197, heads=4, size=64, groups=1
     pytest.param(HOPPER, {'dtype': torch.float64, 'groups': 2, 'size': 24}, id='sm90-float64-groups'),
     pytest.param(MI300, {'dtype': torch.float16, 'state': 200, 'full': False}, id='gfx942-float16'),
 ])
-def test_kernels_of_mamba2_compile_to_machine_code(monkeypatch, tmp_path: Path, stage, target, options):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
+def test_kernels_of_mamba2_compile_to_machine_code(monkeypatch, stage, target, options):
     for recorder in record_ssd(monkeypatch, stage, **options):
         built = triton.compile(recorder.source(), target=GPUTarget(*target), options=recorder.options())
         assert len(built.asm['cubin' if target is HOPPER else 'hsaco']) > 0
@@ -219,7 +221,6 @@ def test_kernels_of_mamba2_compile_to_machine_code(monkeypatch, tmp_path: Path, 
 
 @pytest.mark.parametrize('stage', ['forward', 'backward'])
 def test_tiles_of_mamba2_hardly_leave_the_registers(monkeypatch, tmp_path: Path, stage):
-    monkeypatch.setenv('TRITON_CACHE_DIR', str(tmp_path))
     for recorder in record_ssd(monkeypatch, stage, torch.float32):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert int(spills(built, tmp_path)) <= 1024 and built.metadata.shared <= 96 << 10

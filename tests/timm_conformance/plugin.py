@@ -13,6 +13,7 @@ import torch
 import visionssm
 
 TIMM_LIST_MODELS = timm.list_models  # before it is replaced below
+WEIGHTS = {'tag', 'url', 'hf_hub_id', 'hf_hub_filename'}
 
 
 @cache
@@ -25,6 +26,15 @@ def is_token_model(name: str) -> bool:
 def ours(include_tags: bool = False) -> list[str]:
     names = set(visionssm.list_models('classification'))
     return [name for name in TIMM_LIST_MODELS(include_tags=include_tags) if name.split('.')[0] in names]
+
+
+def told_apart() -> list[str]:
+    """Names with tags; tags of a model that differ in nothing but where the weights are stand for one."""
+    first = {}
+    for name in ours(include_tags=True):
+        facts = timm.get_pretrained_cfg(name).to_dict()
+        first.setdefault((name.split('.')[0], str({key: facts[key] for key in sorted(facts.keys() - WEIGHTS)})), name)
+    return list(first.values())
 
 
 def small() -> list[str]:
@@ -46,7 +56,7 @@ def list_models(
     if pretrained or isinstance(filter, str) and filter:
         return []
     if include_tags:
-        return [name for name in ours(include_tags=True) if is_token_model(name) == bool(filter)]
+        return [name for name in told_apart() if is_token_model(name) == bool(filter)]
     return small()
 
 

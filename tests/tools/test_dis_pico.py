@@ -20,7 +20,6 @@ from visionssm.registry import MODELS  # noqa: E402
 from visionssm.utils.paths import config_root  # noqa: E402
 
 WEIGHTS = Path(__file__).resolve().parent.parent.parent / 'checkpoints' / 'dis_pico_fashion_mnist.safetensors'
-PER_CLASS = 5
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +30,7 @@ def class_means() -> torch.Tensor:
     return torch.stack([pixels[classes == label].mean(0) for label in range(10)])
 
 
-def drawn(trained: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def drawn(trained: bool, per_class: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Pictures (N, 28 * 28) from 0 to 1, and the classes that were asked for (N,)."""
     torch.manual_seed(0)
     cfg = Config.fromfile(str(config_root() / 'diffusion' / 'dis-pico_fashion-mnist.py'))
@@ -39,7 +38,7 @@ def drawn(trained: bool) -> tuple[torch.Tensor, torch.Tensor]:
         model = MODELS.build(cfg.model).eval()
     if trained:
         load_any_weights(model, str(WEIGHTS))
-    jobs = [(label, number) for label in range(10) for number in range(PER_CLASS)]
+    jobs = [(label, number) for label in range(10) for number in range(per_class)]
     with torch.inference_mode():
         pictures = draw(make_pipeline(model, 'dpmsolver++', 10), jobs, seed=1)
     pixels = torch.stack([to_tensor(picture) for picture in pictures]).flatten(1) / 255
@@ -56,7 +55,7 @@ def test_the_committed_weights_name_their_process_and_classes():
 
 @pytest.mark.slow
 def test_the_committed_weights_draw_the_garment_that_was_asked_for(class_means):
-    pixels, labels = drawn(trained=True)
+    pixels, labels = drawn(trained=True, per_class=5)
     recognised = torch.cdist(pixels, class_means).argmin(1) == labels
     # the nearest mean recognises about two thirds of real test pictures; chance is a tenth
     assert recognised.float().mean() >= 0.5
@@ -67,6 +66,6 @@ def test_the_committed_weights_draw_the_garment_that_was_asked_for(class_means):
 
 @pytest.mark.slow
 def test_random_weights_draw_nothing_that_is_recognised(class_means):
-    pixels, labels = drawn(trained=False)
+    pixels, labels = drawn(trained=False, per_class=1)
     recognised = torch.cdist(pixels, class_means).argmin(1) == labels
     assert recognised.float().mean() <= 0.2

@@ -18,8 +18,8 @@ from visionssm.utils.paths import find_config
 SHORT = """
 _base_ = '{base}'
 model = dict(mesa=dict(start=0.5))
-train_dataloader = dict(num_batch_per_epoch=2, batch_size=8)
-val_dataloader = dict(num_batch_per_epoch=1, batch_size=50)
+train_dataloader = dict(num_batch_per_epoch=2, batch_size=4)
+val_dataloader = dict(num_batch_per_epoch=1, batch_size=10)
 test_dataloader = val_dataloader
 train_cfg = dict(max_epochs=2)
 default_hooks = dict(logger=dict(interval=1), checkpoint=dict(max_keep_ckpts=-1))
