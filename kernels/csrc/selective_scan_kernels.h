@@ -15,6 +15,7 @@ typedef struct {
     V slope[PITCH], dy[PITCH], gate[PITCH], slope_gate[PITCH], dout[PITCH], dstep[PITCH], ddrive[PITCH];
     V decay[PITCH], after[PITCH];
     int64_t pixel[CHUNK], run; /* see NAME(place) */
+    T longest;                 /* step */
 } NAME(tiles);
 
 typedef struct {
@@ -100,17 +101,18 @@ APART void NAME(load_inputs)(NAME(tiles) *t, const scan_args *a, int64_t b, int6
             EACH t->step[i + j] = soft[j];
         }
     for (int i = len; i < ROUND_UP(len); i++) t->step[i] = (V){0};
+    t->longest = NAME(largest)(t->step, len);
     for (int i = 0; i < ROUND_UP(len); i++) t->drive[i] = t->step[i] * t->x[i];
 }
 
 /* One state of a chunk: advances it and adds its share of the output. */
-INLINE void NAME(advance_)(const int b_const, const int c_const, NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow,
+INLINE void NAME(advance_)(const int within, const int b_const, const int c_const, NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow,
                            V bvec, V cvec, int len) {
     V h = *state;
     for (int i = 0; i < len; i += GROUP) {
         V decay[GROUP], in[GROUP];
         EACH decay[j] = t->step[i + j] * rate;
-        DECAY(decay);
+        DECAY_WITHIN(decay, within);
         EACH in[j] = b_const ? t->drive[i + j] * bvec : t->drive[i + j] * brow[i + j];
         EACH {
             h = FMA(decay[j], h, in[j]); /* the only operation that waits for the position before */
@@ -122,11 +124,15 @@ INLINE void NAME(advance_)(const int b_const, const int c_const, NAME(tiles) *t,
 
 /* The variants that are compiled apart; constant B and C are rare and share one. */
 APART void NAME(advance)(NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow, int len) {
-    NAME(advance_)(0, 0, t, state, rate, brow, crow, rate, rate, len);
+    NAME(advance_)(0, 0, 0, t, state, rate, brow, crow, rate, rate, len);
+}
+/* where the longest step times every rate is known to be small */
+APART void NAME(advance_within)(NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow, int len) {
+    NAME(advance_)(1, 0, 0, t, state, rate, brow, crow, rate, rate, len);
 }
 APART void NAME(advance_any)(int b_const, int c_const, NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow, V bvec,
                              V cvec, int len) {
-    NAME(advance_)(b_const, c_const, t, state, rate, brow, crow, bvec, cvec, len);
+    NAME(advance_)(0, b_const, c_const, t, state, rate, brow, crow, bvec, cvec, len);
 }
 
 APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, int64_t k, int64_t g, int64_t d0, int64_t d1) {
@@ -159,10 +165,12 @@ APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, i
             if (a->D) NAME(load_rows)(&skip, (const T *)a->D + k * a->dim + d, 1, 1, lanes, 1);
             for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = t->x[i] * skip;
             const V *rate = s->rate + block * N, *bvec = s->bvec + block * N, *cvec = s->cvec + block * N;
+            const int within = t->longest * NAME(largest)(rate, N) < 126;
             for (int64_t n = 0; n < N; n++)
                 if (b_const || c_const)
                     NAME(advance_any)(b_const, c_const, t, state + n, rate[n], s->brow + n * CHUNK, s->crow + n * CHUNK, bvec[n],
                                       cvec[n], len);
+                else if (within) NAME(advance_within)(t, state + n, rate[n], s->brow + n * CHUNK, s->crow + n * CHUNK, len);
                 else NAME(advance)(t, state + n, rate[n], s->brow + n * CHUNK, s->crow + n * CHUNK, len);
             if (a->z) {
                 NAME(load_map)(t, t->gate, a->z, a->z_stride, b, k, d, len, lanes);

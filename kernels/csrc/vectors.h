@@ -17,6 +17,7 @@
 #undef EACH
 #undef ROUND_UP
 #undef DECAY
+#undef DECAY_WITHIN
 #undef SQUARE_MAP
 #undef SQUARE_TILE
 #define INLINE TARGET static inline __attribute__((always_inline))
@@ -35,11 +36,12 @@ typedef TI VI __attribute__((vector_size(LANES * sizeof(T))));
 #define ROUND_UP(n) (((n) + GROUP - 1) / GROUP * GROUP)
 
 #if IS_FLOAT
-/* 2^x, relative error 2e-7: 0 becomes 2^-126 below -126, infinity from 128 on; NaN stays NaN. */
-INLINE void NAME(exp2)(V *x) {
+/* 2^x, relative error 2e-7: 0 becomes 2^-126 below -126, infinity from 128 on; NaN stays NaN. `within` promises that no x
+ * lies beyond 126, which saves two operations of fourteen. */
+INLINE void NAME(exp2)(V *x, const int within) {
     const V magic = HOLD(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer kept in the low bits */
     V shifted[GROUP], r[GROUP], p[GROUP], c;
-    EACH CLAMP(x[j], -126.0f, 128.0f);
+    if (!within) EACH CLAMP(x[j], -126.0f, 128.0f);
     EACH shifted[j] = x[j] + magic;
     EACH r[j] = shifted[j] - magic;
     EACH r[j] = x[j] - r[j];
@@ -57,14 +59,16 @@ INLINE void NAME(exp2)(V *x) {
 }
 #define RATE_SCALE 1.44269504088896340736f /* rates are stored times log2(e), so that the decay is a power of two */
 #define RATE_UNSCALE 0.69314718055994530942f
-#define DECAY NAME(exp2)
+#define DECAY(x) NAME(exp2)(x, 0)
+#define DECAY_WITHIN(x, within) NAME(exp2)(x, within)
 #else
 INLINE void NAME(exp)(V *x) {
     EACH for (int i = 0; i < LANES; i++) x[j][i] = exp(x[j][i]);
 }
 #define RATE_SCALE 1.0
 #define RATE_UNSCALE 1.0
-#define DECAY NAME(exp)
+#define DECAY(x) NAME(exp)(x)
+#define DECAY_WITHIN(x, within) NAME(exp)(x)
 #endif
 
 /* x becomes exp(x) */
@@ -219,6 +223,19 @@ APART void NAME(load_matrix)(T *dst, int64_t pitch, const T *src, int64_t n, int
     }
     for (int64_t j = 0; j < n; j++)
         for (int i = at.len; i < ROUND_UP(at.len); i++) dst[j * pitch + i] = 0;
+}
+
+/* Largest magnitude among the lanes of vectors; NaN counts as nothing. */
+APART T NAME(largest)(const V *v, int64_t n) {
+    V most = {0};
+    T lane[LANES], all = 0;
+    for (int64_t i = 0; i < n; i++) {
+        V magnitude = SELECT(v[i] < 0, -v[i], v[i]);
+        most = SELECT(magnitude > most, magnitude, most);
+    }
+    memcpy(lane, &most, sizeof(V));
+    for (int i = 0; i < LANES; i++) all = lane[i] > all ? lane[i] : all;
+    return all;
 }
 
 INLINE T NAME(sum_lanes)(V v) {
