@@ -117,7 +117,7 @@ class BiMamba(nn.Module):
 
     two_sided: Final[bool]
     shared: Final[bool]
-    scale: Final[float]
+    halve: Final[bool]
 
     def __init__(
             self,
@@ -155,7 +155,7 @@ class BiMamba(nn.Module):
         dt_rank = dt_rank or math.ceil(dim / 16)
         self.two_sided = bimamba_type == 'v2'
         self.shared = bimamba_type == 'v1'
-        self.scale = 0.5 if self.two_sided and divide_output else 1.0
+        self.halve = self.two_sided and divide_output
         self.init_values = init_values
         self.in_proj = nn.Linear(dim, 2 * inner, bias=False, **dd)
         self.ssm = SelectiveSSM(inner, d_state, d_conv, dt_rank, **dd)
@@ -183,14 +183,14 @@ class BiMamba(nn.Module):
         x, z = self.in_proj(x).chunk(2, dim=2)  # (B, L, 2 D) -> twice (B, L, D)
         if self.shared:
             y = self.ssm(x, self.ssm_b.A_log)
+        elif self.halve:
+            y = torch.lerp(self.ssm(x), self.ssm_b(x), 0.5)  # one pass instead of a sum and a product
         elif self.two_sided:
             y = self.ssm(x) + self.ssm_b(x)
         else:
             y = self.ssm(x)
         # Both directions see the same gate, so the sum is gated once.
         y = y * F.silu(z)
-        if self.scale != 1.0:
-            y = y * self.scale
         y = self.out_proj(y)  # (B, L, D) -> (B, L, C)
         if self.gamma is not None:
             y = y * self.gamma

@@ -44,9 +44,9 @@ class InvertedDownsample(nn.Module):
         self.official_layout = False
         hidden = int(out_dim * expand)
         self.expand = nn.Conv2d(dim, hidden, 1, **dd)
-        self.act1 = nn.ReLU()
+        self.act1 = nn.ReLU(inplace=True)
         self.conv = nn.Conv2d(hidden, hidden, 3, stride=2, padding=1, groups=hidden, **dd)
-        self.act2 = nn.ReLU()
+        self.act2 = nn.ReLU(inplace=True)
         self.reduce = ConvNormAct(hidden, out_dim, 1, bias=True, apply_act=False, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -110,15 +110,20 @@ class FusedStateSSM(nn.Module):
         Returns:
             (B, H, W, D), in at least float32.
         """
-        pixels = u.contiguous().flatten(2)  # (B, D, L)
-        dt, B, C = torch.matmul(self.x_proj, pixels).split([self.dt_rank, 1, 1], dim=1)
+        batch, dim, height, width = u.shape
+        u = u.permute(0, 2, 3, 1)
+        pixels = u.reshape(-1, dim)  # channels innermost from here on: no copy where the convolution left them so
+        # Products of few rows by many pixels are quicker than those of many pixels by few columns.
+        dt, B, C = torch.mm(self.x_proj, pixels.t()).split([self.dt_rank, 1, 1])
+        delta = torch.mm(dt.t(), self.dt_proj.t()).view(batch, height * width, dim)
         A = negative_exp(self.A_log)
         # Read out by ones, the scan returns its states.
         h = torch.ops.visionssm.selective_scan(
-            widen(pixels), torch.matmul(self.dt_proj, dt), A, B, torch.ones_like(A), None, None, self.dt_bias, True)
-        h = self.fusion(h.view(u.shape)).permute(0, 2, 3, 1)  # (B, D, L) -> (B, H, W, D)
-        C = C.transpose(1, 2).unflatten(1, (u.shape[2], u.shape[3]))  # (B, 1, L) -> (B, H, W, 1)
-        return h * C + self.D.to(h.dtype) * u.permute(0, 2, 3, 1)
+            widen(pixels).view(delta.shape).transpose(1, 2), delta.transpose(1, 2), A,
+            B.view(batch, 1, height * width), torch.ones_like(A), None, None, self.dt_bias, True)
+        h = h.transpose(1, 2).unflatten(1, (height, width)).permute(0, 3, 1, 2)  # (B, D, L) -> (B, D, H, W)
+        h = self.fusion(h).permute(0, 2, 3, 1)  # (B, H, W, D)
+        return (h * C.view(batch, height, width, 1)).addcmul_(self.D.to(h.dtype), u)
 
 
 class StructureAwareMixer(nn.Module):

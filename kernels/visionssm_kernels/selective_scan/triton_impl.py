@@ -5,8 +5,10 @@ chunk. Within a chunk the recurrence of one state index at a time is an associat
 so B and C are read once for a whole block of channels and the backward pass needs no stored states but checkpoints.
 Pixels are addressed through the route: no map is permuted or copied. Sums over programs (B and C over the blocks of a
 group, parameters over chunks and batch, merged routes) go through partial buffers that the launcher adds up in a fixed
-order, so results are the same in every run. The product of the decays of a chunk must be finite, which a positive A
-with large steps can break. The meaning of arguments and results stands in `visionssm_kernels._dispatch`.
+order, so results are the same in every run. Outputs and gradients are written in the layout of the map that they belong
+to: a stride of one is a constant of the kernel, and the compiler lets neighbouring threads follow that axis. The product
+of the decays of a chunk must be finite, which a positive A with large steps can break. The meaning of arguments and
+results stands in `visionssm_kernels._dispatch`.
 """
 # Triton reads annotations as types of kernel arguments: kernels carry only those that it needs
 # ruff: noqa: ANN001, ANN202
@@ -18,11 +20,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .._dispatch import CHUNK
+from .._dispatch import CHUNK, empty_map
 
 TILE_BYTES = 4096
 """Bytes of one full (BLOCK_D, CHUNK) tile, 16 a thread: the dozen tiles of the backward pass then stay in registers."""
 BYTES_PER_WARP = 512
+LOG2E = tl.constexpr(math.log2(math.e))
+"""Rates take this factor once: decays are then powers of two, which is what the device computes."""
 
 
 @triton.jit
@@ -73,7 +77,7 @@ def _scan_forward_kernel(
         u_ptr, delta_ptr, A_ptr, B_ptr, C_ptr, D_ptr, z_ptr, bias_ptr, index_ptr,
         out_ptr, last_ptr, state_ptr,
         K, parts, parts_B, parts_C, blocks, part_dim, L, chunks,
-        su_b, su_k, su_d, su_l, sd_b, sd_k, sd_d, sd_l, sz_b, sz_k, sz_d, sz_l,
+        su_b, su_k, su_d, su_l, sd_b, sd_k, sd_d, sd_l, sz_b, sz_k, sz_d, sz_l, so_b, so_k, so_d, so_l,
         sB_b, sB_k, sB_g, sB_n: tl.int64, sB_l, sC_b, sC_k, sC_g, sC_n: tl.int64, sC_l,
         N: tl.constexpr, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
         CONST_B: tl.constexpr, CONST_C: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -123,7 +127,7 @@ def _scan_forward_kernel(
             state_ptrs = state_ptr + (lane * chunks + chunk) * N + n
             start = tl.load(state_ptrs, mask=d_mask & (here > 0), other=0.0)
             tl.store(state_ptrs, start, mask=d_mask & (here == 0))
-            decay = tl.exp(step * A_n)
+            decay = tl.exp2(step * (A_n * LOG2E))
             x = drive * B_n
             _, h = tl.associative_scan((decay, tl.where(first, x + decay * start[:, None], x)), 1, _combine)
             y += h * C_n
@@ -134,7 +138,7 @@ def _scan_forward_kernel(
             z_ptrs = z_ptr + b * sz_b + k * sz_k + d[:, None] * sz_d + pixel[None, :] * sz_l
             z = tl.load(z_ptrs, mask=mask, other=0.0).to(ACC)
             y = y * z / (1.0 + tl.exp(-z))
-        tl.store(out_ptr + lane[:, None] * L + pixel[None, :], y, mask=mask)
+        tl.store(out_ptr + b * so_b + k * so_k + d[:, None] * so_d + pixel[None, :] * so_l, y, mask=mask)
         # States pass from chunk to chunk through memory, perhaps to another thread
         tl.debug_barrier()
         chunk += 1
@@ -146,6 +150,7 @@ def _scan_backward_kernel(
         du_ptr, ddelta_ptr, dA_ptr, dB_ptr, dC_ptr, dD_ptr, dz_ptr, dbias_ptr, dstate_ptr,
         K, parts, parts_B, parts_C, blocks, part_dim, L, chunks,
         su_b, su_k, su_d, su_l, sd_b, sd_k, sd_d, sd_l, sz_b, sz_k, sz_d, sz_l, so_b, so_k, so_d, so_l,
+        sdu_b, sdu_k, sdu_d, sdu_l, sdd_b, sdd_k, sdd_d, sdd_l, sdz_b, sdz_k, sdz_d, sdz_l,
         sB_b, sB_k, sB_g, sB_n: tl.int64, sB_l, sC_b, sC_k, sC_g, sC_n: tl.int64, sC_l,
         N: tl.constexpr, CHUNK: tl.constexpr, BLOCK_D: tl.constexpr, ACC: tl.constexpr,
         CONST_B: tl.constexpr, CONST_C: tl.constexpr, HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -177,7 +182,6 @@ def _scan_backward_kernel(
         u_ptrs = u_ptr + b * su_b + k * su_k + d[:, None] * su_d + pixel[None, :] * su_l
         dout_ptrs = dout_ptr + b * so_b + k * so_k + d[:, None] * so_d + pixel[None, :] * so_l
         delta_rows = delta_ptr + b * sd_b + k * sd_k + d[:, None] * sd_d
-        map_ptrs = lane[:, None] * L + pixel[None, :]
         u = tl.load(u_ptrs, mask=mask, other=0.0).to(ACC)
         dy = tl.load(dout_ptrs, mask=mask, other=0.0).to(ACC)
         raw = tl.load(delta_rows + pixel[None, :] * sd_l, mask=mask, other=0.0).to(ACC)
@@ -210,7 +214,8 @@ def _scan_backward_kernel(
             B_n = _coefficient(B_ptr + row * N + n, B_ptrs + n * sB_n, d_mask, t_mask, CONST_B, ACC)
             C_n = _coefficient(C_ptr + row * N + n, C_ptrs + n * sC_n, d_mask, t_mask, CONST_C, ACC)
             start = tl.load(state_ptr + at, mask=d_mask, other=0.0)[:, None]
-            decay = tl.exp(step * A_n)
+            rate = A_n * LOG2E
+            decay = tl.exp2(step * rate)
             x = drive * B_n
             carried = tl.where(first, decay * start, 0.0)
             _, h, carried = tl.associative_scan((decay, x + carried, carried), 1, _combine_carried)
@@ -218,7 +223,7 @@ def _scan_backward_kernel(
             # other, as only the barrier at the end of a chunk orders the threads
             slots = dstate_ptr + lane * (2 * N) + n
             end = tl.load(slots + (chunks - 1 - chunk) % 2 * N, mask=d_mask, other=0.0)[:, None]
-            next_decay = tl.exp(next_step * A_n)
+            next_decay = tl.exp2(next_step * rate)
             dh = dy * C_n
             _, dh = tl.associative_scan(
                 (next_decay, tl.where(final, dh + next_decay * end, dh)), 1, _combine, reverse=True)
@@ -245,12 +250,13 @@ def _scan_backward_kernel(
             du += skip * dy
             dD += tl.sum(dy * u, 1)
         if HAS_Z:
-            tl.store(dz_ptr + map_ptrs, dgate * y, mask=mask)
+            dz_ptrs = dz_ptr + b * sdz_b + k * sdz_k + d[:, None] * sdz_d + pixel[None, :] * sdz_l
+            tl.store(dz_ptrs, dgate * y, mask=mask)
         if SOFTPLUS:
             dstep = tl.where(raw > 20.0, dstep, dstep / (1.0 + tl.exp(-raw)))
         dbias += tl.sum(tl.where(mask, dstep, 0.0), 1)
-        tl.store(du_ptr + map_ptrs, du, mask=mask)
-        tl.store(ddelta_ptr + map_ptrs, dstep, mask=mask)
+        tl.store(du_ptr + b * sdu_b + k * sdu_k + d[:, None] * sdu_d + pixel[None, :] * sdu_l, du, mask=mask)
+        tl.store(ddelta_ptr + b * sdd_b + k * sdd_k + d[:, None] * sdd_d + pixel[None, :] * sdd_l, dstep, mask=mask)
         tl.debug_barrier()
         chunk -= 1
     if HAS_D:
@@ -284,6 +290,11 @@ def _strides(name: str, axes: str, x: torch.Tensor | None) -> dict[str, int]:
     return {f's{name}_{axis}': step for axis, step in zip(axes, steps, strict=True)}
 
 
+def sum_like(partial: torch.Tensor, axis: int, x: torch.Tensor, keepdim: bool = False) -> torch.Tensor:
+    """Returns the sum of partial results over one axis, laid out as the map x, in their own dtype."""
+    return torch.sum(partial, axis, keepdim=keepdim, out=torch.empty_like(x, dtype=partial.dtype))
+
+
 def _launch(
         kernel: triton.JITFunction,
         pointers: dict[str, Any],
@@ -301,7 +312,8 @@ def _launch(
         reverse: Walks the natural order backwards.
     """
     strides = {}
-    for short, name in (('u', 'u'), ('d', 'delta'), ('z', 'z'), ('o', 'dout')):
+    for short, name in (('u', 'u'), ('d', 'delta'), ('z', 'z'), ('o', 'out'), ('o', 'dout'), ('du', 'du'),
+                        ('dd', 'ddelta'), ('dz', 'dz')):
         if name in pointers:
             strides.update(_strides(short, 'bkdl', pointers[name]))
     A, B, C, delta = pointers['A'], pointers['B'], pointers['C'], pointers['delta']
@@ -337,14 +349,16 @@ def forward(
     batch, routes, dim, length = delta.shape
     geometry = _geometry(delta, A, B, C)
     merge = merge and routes > 1
-    out = u.new_empty(delta.shape, dtype=A.dtype if merge else u.dtype)
+    out = empty_map(u, routes, A.dtype if merge else u.dtype)
     last_state = A.new_empty(batch, routes, dim, A.shape[-1])
     checkpoints = A.new_empty(batch, routes, dim, geometry['chunks'], A.shape[-1])
     B, C = (x.contiguous() if x.ndim == 3 else x for x in (B, C))
     pointers = {'u': u, 'delta': delta, 'A': A, 'B': B, 'C': C, 'D': D, 'z': z, 'bias': delta_bias, 'index': index,
                 'out': out, 'last': last_state, 'state': checkpoints}
     _launch(_scan_forward_kernel, pointers, geometry, delta_softplus, reverse)
-    return out.sum(1, keepdim=True).to(u.dtype) if merge else out, last_state, checkpoints
+    if merge:
+        out = torch.sum(out, 1, keepdim=True, out=empty_map(u, 1, A.dtype)).to(u.dtype)
+    return out, last_state, checkpoints
 
 
 def backward(
@@ -369,9 +383,8 @@ def backward(
     geometry = _geometry(delta, A, B, C)
     B, C = (x.contiguous() if x.ndim == 3 else x for x in (B, C))
     shared = u.shape[1] < routes
-    du = u.new_empty(delta.shape, dtype=A.dtype if shared else u.dtype)
-    ddelta = torch.empty_like(delta, memory_format=torch.contiguous_format)
-    dz = None if z is None else torch.empty_like(z, memory_format=torch.contiguous_format)
+    du = empty_map(u, routes, A.dtype) if shared else torch.empty_like(u)
+    ddelta, dz = torch.empty_like(delta), None if z is None else torch.empty_like(z)
     dA = torch.empty_like(checkpoints)
     dB, dC = (torch.empty_like(checkpoints) if x.ndim == 3 else
               A.new_empty(batch, routes, geometry['parts'], geometry['blocks'], A.shape[-1], length) for x in (B, C))
@@ -382,7 +395,7 @@ def backward(
                 'dout': dout, 'state': checkpoints, 'du': du, 'ddelta': ddelta, 'dA': dA, 'dB': dB, 'dC': dC, 'dD': dD,
                 'dz': dz, 'dbias': dbias, 'dstate': dstate}
     _launch(_scan_backward_kernel, pointers, geometry, delta_softplus, reverse)
-    dB, dC = (partial.sum((0, 3)) if x.ndim == 3 else partial.view(*x.shape[:3], -1, *x.shape[3:]).sum(3)
+    dB, dC = (partial.sum((0, 3)) if x.ndim == 3 else sum_like(partial.view(*x.shape[:3], -1, *x.shape[3:]), 3, x)
               for partial, x in ((dB, B), (dC, C)))
     dD, dbias = (None if partial is None else partial.sum(0) for partial in (dD, dbias))
-    return du.sum(1, keepdim=True) if shared else du, ddelta, dA.sum((0, 3)), dB, dC, dD, dz, dbias
+    return sum_like(du, 1, u, keepdim=True) if shared else du, ddelta, dA.sum((0, 3)), dB, dC, dD, dz, dbias

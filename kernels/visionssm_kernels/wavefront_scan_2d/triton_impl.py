@@ -5,7 +5,8 @@ program walks the rows and solves each by an associative scan over a (BLOCK_D, B
 row above stay with it. Wide maps are cut along the states: such programs write partial results. The backward pass takes
 a band of rows at a time, recomputes its states from the checkpoint into scratch memory, and walks the rows up. Sums
 over programs go through partial buffers that the launcher adds up in a fixed order, so results are the same in every
-run. The meaning of arguments and results stands in `reference`.
+run. Outputs and gradients are written in the layout of the map that they belong to, as in the selective scan. The
+meaning of arguments and results stands in `reference`.
 """
 # Triton reads annotations as types of kernel arguments: kernels carry only those that it needs
 # ruff: noqa: ANN001, ANN202
@@ -16,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..selective_scan.triton_impl import _combine, _softplus, _strides
+from ..selective_scan.triton_impl import LOG2E, _combine, _softplus, _strides, sum_like
 from .reference import ROWS
 
 TILE_BYTES = 4096
@@ -39,12 +40,12 @@ def _steps(ptrs, bias_ptr, d, mask, d_mask, HAS_BIAS: tl.constexpr, SOFTPLUS: tl
 
 
 @triton.jit
-def _next_row(above, u, top, left, A_top, A_left, B_top, B_left, from_top_weight, from_left_weight):
-    # States of a row, (BLOCK_D, BLOCK_N, WIDTH), from those of the row above it
-    x = tl.exp(top[:, None, :] * A_top) * from_top_weight[None, None, :] * above
+def _next_row(above, u, top, left, rate_top, rate_left, B_top, B_left, from_top_weight, from_left_weight):
+    # States of a row, (BLOCK_D, BLOCK_N, WIDTH), from those of the row above it; rates are those of powers of two
+    x = tl.exp2(top[:, None, :] * rate_top) * from_top_weight[None, None, :] * above
     x += (from_top_weight[None, :] * top * u)[:, None, :] * B_top[None]
     x += (from_left_weight[None, :] * left * u)[:, None, :] * B_left[None]
-    decay = tl.exp(left[:, None, :] * A_left) * from_left_weight[None, None, :]
+    decay = tl.exp2(left[:, None, :] * rate_left) * from_left_weight[None, None, :]
     _, states = tl.associative_scan((decay, x), 2, _combine)
     return states
 
@@ -59,8 +60,9 @@ def _left_weight(i, w, ACC: tl.constexpr):
 def _wavefront_forward_kernel(
         u_ptr, delta_top_ptr, delta_left_ptr, A_top_ptr, A_left_ptr, B_top_ptr, B_left_ptr, C_ptr, D_ptr, bias_top_ptr,
         bias_left_ptr, out_ptr, state_ptr,
-        batch, blocks, parts, subs, dim, height, width, marks,
+        blocks, parts, subs, dim, height, width, marks,
         su_b, su_d, su_h: tl.int64, su_w, st_b, st_d, st_h: tl.int64, st_w, sl_b, sl_d, sl_h: tl.int64, sl_w,
+        so_p, so_b, so_d, so_h: tl.int64, so_w,
         sBt_b, sBt_n, sBt_h: tl.int64, sBt_w, sBl_b, sBl_n, sBl_h: tl.int64, sBl_w, sC_b, sC_n, sC_h: tl.int64, sC_w,
         N: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MARK: tl.constexpr,
         ACC: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS_TOP: tl.constexpr, HAS_BIAS_LEFT: tl.constexpr,
@@ -78,8 +80,8 @@ def _wavefront_forward_kernel(
     rates_mask = d_mask[:, None, None] & n_mask[None, :, None]
     tile_mask = rates_mask & w_mask[None, None, :]
     rates = d[:, None, None] * N + n[None, :, None]
-    A_top = tl.load(A_top_ptr + rates, mask=rates_mask, other=0.0)
-    A_left = tl.load(A_left_ptr + rates, mask=rates_mask, other=0.0)
+    rate_top = tl.load(A_top_ptr + rates, mask=rates_mask, other=0.0) * LOG2E
+    rate_left = tl.load(A_left_ptr + rates, mask=rates_mask, other=0.0) * LOG2E
     col = w
     if REVERSE:
         col = width - 1 - w
@@ -108,12 +110,12 @@ def _wavefront_forward_kernel(
         C = tl.load(C_ptr + b * sC_b + row * sC_h + n[:, None] * sC_n + col[None, :] * sC_w,
                     mask=matrix_mask, other=0.0).to(ACC)
         weight = _left_weight(i, w, ACC)
-        states = _next_row(states, u, top, left, A_top, A_left, B_top, B_left, 1.0 - weight, weight)
+        states = _next_row(states, u, top, left, rate_top, rate_left, B_top, B_left, 1.0 - weight, weight)
         y = tl.sum(states * C[None], 1)
         if HAS_D:
             y += tl.where(part == 0, tl.load(D_ptr + d, mask=d_mask, other=0.0), 0.0)[:, None] * u
-        at = (((part * batch + b) * dim + d[:, None]) * height + row) * width + col[None, :]
-        tl.store(out_ptr + at, y, mask=mask)
+        out_ptrs = out_ptr + part * so_p + b * so_b + row * so_h + d[:, None] * so_d + col[None, :] * so_w
+        tl.store(out_ptrs, y, mask=mask)
         i += 1
 
 
@@ -122,9 +124,10 @@ def _wavefront_backward_kernel(
         u_ptr, delta_top_ptr, delta_left_ptr, A_top_ptr, A_left_ptr, B_top_ptr, B_left_ptr, C_ptr, D_ptr, bias_top_ptr,
         bias_left_ptr, dout_ptr, state_ptr, scratch_ptr, du_ptr, dtop_ptr, dleft_ptr, dA_top_ptr, dA_left_ptr,
         dB_top_ptr, dB_left_ptr, dC_ptr,
-        batch, blocks, parts, subs, dim, height, width, marks,
+        blocks, parts, subs, dim, height, width, marks,
         su_b, su_d, su_h: tl.int64, su_w, st_b, st_d, st_h: tl.int64, st_w, sl_b, sl_d, sl_h: tl.int64, sl_w,
-        so_b, so_d, so_h: tl.int64, so_w,
+        so_b, so_d, so_h: tl.int64, so_w, sdu_p, sdu_b, sdu_d, sdu_h: tl.int64, sdu_w,
+        sdt_p, sdt_b, sdt_d, sdt_h: tl.int64, sdt_w, sdl_p, sdl_b, sdl_d, sdl_h: tl.int64, sdl_w,
         sBt_b, sBt_n, sBt_h: tl.int64, sBt_w, sBl_b, sBl_n, sBl_h: tl.int64, sBl_w, sC_b, sC_n, sC_h: tl.int64, sC_w,
         N: tl.constexpr, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, MARK: tl.constexpr,
         ACC: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS_TOP: tl.constexpr, HAS_BIAS_LEFT: tl.constexpr,
@@ -158,11 +161,15 @@ def _wavefront_backward_kernel(
         rates = d[:, None, None] * N + n[None, :, None]
         A_top = tl.load(A_top_ptr + rates, mask=rates_mask, other=0.0)
         A_left = tl.load(A_left_ptr + rates, mask=rates_mask, other=0.0)
+        rate_top, rate_left = A_top * LOG2E, A_left * LOG2E
         u_rows = u_ptr + b * su_b + d[:, None] * su_d + col[None, :] * su_w
         dout_rows = dout_ptr + b * so_b + d[:, None] * so_d + col[None, :] * so_w
         top_rows = delta_top_ptr + b * st_b + d[:, None] * st_d + col[None, :] * st_w
         left_rows = delta_left_ptr + b * sl_b + d[:, None] * sl_d + col[None, :] * sl_w
         next_left_rows = delta_left_ptr + b * sl_b + d[:, None] * sl_d + next_col[None, :] * sl_w
+        du_rows = du_ptr + part * sdu_p + b * sdu_b + d[:, None] * sdu_d + col[None, :] * sdu_w
+        dtop_rows = dtop_ptr + part * sdt_p + b * sdt_b + d[:, None] * sdt_d + col[None, :] * sdt_w
+        dleft_rows = dleft_ptr + part * sdl_p + b * sdl_b + d[:, None] * sdl_d + col[None, :] * sdl_w
         B_top_rows = B_top_ptr + b * sBt_b + n[:, None] * sBt_n + col[None, :] * sBt_w
         B_left_rows = B_left_ptr + b * sBl_b + n[:, None] * sBl_n + col[None, :] * sBl_w
         C_rows = C_ptr + b * sC_b + n[:, None] * sC_n + col[None, :] * sC_w
@@ -189,7 +196,7 @@ def _wavefront_backward_kernel(
                 B_top = tl.load(B_top_rows + row * sBt_h, mask=B_mask, other=0.0).to(ACC)
                 B_left = tl.load(B_left_rows + row * sBl_h, mask=B_mask, other=0.0).to(ACC)
                 weight = _left_weight(i, w, ACC)
-                states = _next_row(states, u, top, left, A_top, A_left, B_top, B_left, 1.0 - weight, weight)
+                states = _next_row(states, u, top, left, rate_top, rate_left, B_top, B_left, 1.0 - weight, weight)
                 r += 1
             tl.store(scratch + MARK * SLOT, states)
             # Neighbours are read back by other threads than those that wrote them
@@ -218,13 +225,13 @@ def _wavefront_backward_kernel(
                 top_weight = 1.0 - left_weight
                 # dh_j = C_j dy_j + what comes from the row below and from the pixel to the right
                 next_weight = _left_weight(i, w + 1, ACC)
-                next_decay = tl.exp(next_left[:, None, :] * A_left) * next_weight[None, None, :]
+                next_decay = tl.exp2(next_left[:, None, :] * rate_left) * next_weight[None, None, :]
                 _, dh = tl.associative_scan((next_decay, dy[:, None, :] * C[None] + carry), 2, _combine, reverse=True)
                 states = tl.load(scratch + (r + 1) * SLOT)
                 dC = tl.sum(dy[:, None, :] * states, 0)
                 before = tl.load(scratch + (r + 1) * SLOT - 1, mask=(w > 0)[None, None, :], other=0.0)
-                dlog_left = dh * tl.exp(left[:, None, :] * A_left) * left_weight[None, None, :] * before
-                carry = dh * tl.exp(top[:, None, :] * A_top) * top_weight[None, None, :]
+                dlog_left = dh * tl.exp2(left[:, None, :] * rate_left) * left_weight[None, None, :] * before
+                carry = dh * tl.exp2(top[:, None, :] * rate_top) * top_weight[None, None, :]
                 dlog_top = carry * tl.load(scratch + r * SLOT)
                 dA_left += tl.sum(dlog_left * left[:, None, :], 2)
                 dA_top += tl.sum(dlog_top * top[:, None, :], 2)
@@ -238,10 +245,9 @@ def _wavefront_backward_kernel(
                 if SOFTPLUS:
                     dleft = tl.where(raw_left > 20.0, dleft, dleft / (1.0 + tl.exp(-raw_left)))
                     dtop = tl.where(raw_top > 20.0, dtop, dtop / (1.0 + tl.exp(-raw_top)))
-                at = (((part * batch + b) * dim + d[:, None]) * height + row) * width + col[None, :]
-                tl.store(du_ptr + at, du, mask=mask)
-                tl.store(dleft_ptr + at, dleft, mask=mask)
-                tl.store(dtop_ptr + at, dtop, mask=mask)
+                tl.store(du_rows + row * sdu_h, du, mask=mask)
+                tl.store(dleft_rows + row * sdl_h, dleft, mask=mask)
+                tl.store(dtop_rows + row * sdt_h, dtop, mask=mask)
                 # Blocks of channels of this program add into one buffer, one after the other
                 at = (((b * blocks + group) * N + n[:, None]) * height + row) * width + col[None, :]
                 later = B_mask & (sub > 0)
@@ -267,16 +273,26 @@ def _geometry(u: torch.Tensor, A: torch.Tensor, subs: int) -> dict[str, int]:
         A: Decay rates (D, N).
         subs: Most channels that one program takes one block after the other; 1 for a single block.
     """
-    batch, dim, height, width = u.shape
+    dim, height, width = u.shape[1:]
     room = TILE_BYTES // A.element_size()
     padded = triton.next_power_of_2(width)
     block_n = min(triton.next_power_of_2(A.shape[1]), max(1, room // padded))
     block_d = min(triton.next_power_of_2(dim), max(1, room // (padded * block_n)))
     subs = max(1, min(subs // block_d, triton.cdiv(dim, block_d)))
     return {
-        'batch': batch, 'blocks': triton.cdiv(dim, block_d * subs), 'parts': triton.cdiv(A.shape[1], block_n),
-        'subs': subs, 'dim': dim, 'height': height, 'width': width, 'marks': triton.cdiv(height, ROWS),
+        'blocks': triton.cdiv(dim, block_d * subs), 'parts': triton.cdiv(A.shape[1], block_n), 'subs': subs,
+        'dim': dim, 'height': height, 'width': width, 'marks': triton.cdiv(height, ROWS),
         'N': A.shape[1], 'WIDTH': padded, 'BLOCK_D': block_d, 'BLOCK_N': block_n, 'MARK': ROWS}
+
+
+def _partials(x: torch.Tensor, parts: int, dtype: torch.dtype) -> torch.Tensor:
+    """Makes the outputs (parts, B, D, H, W) of the programs that share a pixel, each laid out as the map x."""
+    return x.new_empty_strided((parts, *x.shape), (x.numel(), *torch.empty_like(x).stride()), dtype=dtype)
+
+
+def _total(partials: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Sums `_partials`."""
+    return partials[0] if partials.shape[0] == 1 else sum_like(partials, 0, x)
 
 
 def _tile_size(geometry: dict[str, int]) -> int:
@@ -302,11 +318,12 @@ def _launch(
     strides = {}
     for short, axes, name in (
             ('u', 'bdhw', 'u'), ('t', 'bdhw', 'delta_top'), ('l', 'bdhw', 'delta_left'), ('o', 'bdhw', 'dout'),
+            ('o', 'pbdhw', 'out'), ('du', 'pbdhw', 'du'), ('dt', 'pbdhw', 'dtop'), ('dl', 'pbdhw', 'dleft'),
             ('Bt', 'bnhw', 'B_top'), ('Bl', 'bnhw', 'B_left'), ('C', 'bnhw', 'C')):
         if name in pointers:
             strides.update(_strides(short, axes, pointers[name]))
     A = pointers['A_top']
-    programs = geometry['batch'] * geometry['blocks'] * geometry['parts']
+    programs = pointers['u'].shape[0] * geometry['blocks'] * geometry['parts']
     warps = min(16, max(1, _tile_size(geometry) * A.element_size() // BYTES_PER_WARP))
     # Triton starts kernels on the current device, whatever the device of their arguments
     with torch.cuda.device_of(A):
@@ -336,13 +353,13 @@ def forward(
     geometry = _geometry(u, A_top, 1)
     batch, dim, height, width = u.shape
     parts = geometry['parts']
-    out = u.new_empty(parts, batch, dim, height, width, dtype=u.dtype if parts == 1 else A_top.dtype)
+    out = _partials(u, parts, u.dtype if parts == 1 else A_top.dtype)
     checkpoints = A_top.new_empty(batch, geometry['marks'], A_top.shape[1], width, dim)
     pointers = {'u': u, 'delta_top': delta_top, 'delta_left': delta_left, 'A_top': A_top, 'A_left': A_left,
                 'B_top': B_top, 'B_left': B_left, 'C': C, 'D': D, 'bias_top': bias_top, 'bias_left': bias_left,
                 'out': out, 'state': checkpoints}
     _launch(_wavefront_forward_kernel, pointers, geometry, delta_softplus, reverse)
-    return out[0] if parts == 1 else out.sum(0).to(u.dtype), checkpoints
+    return _total(out, u).to(u.dtype), checkpoints
 
 
 def backward(
@@ -371,15 +388,18 @@ def backward(
                 'B_top': B_top, 'B_left': B_left, 'C': C, 'D': D, 'bias_top': bias_top, 'bias_left': bias_left,
                 'dout': dout, 'state': checkpoints,
                 'scratch': A_top.new_empty(programs, ROWS + 1, _tile_size(geometry))}
-    for name in ('du', 'dtop', 'dleft'):
-        pointers[name] = A_top.new_empty(geometry['parts'], *u.shape)
+    maps = {'du': u, 'dtop': delta_top, 'dleft': delta_left}
+    for name, x in maps.items():
+        pointers[name] = _partials(x, geometry['parts'], A_top.dtype)
     for name in ('dA_top', 'dA_left'):
         pointers[name] = A_top.new_empty(batch, dim, state)
     for name in ('dB_top', 'dB_left', 'dC'):
         pointers[name] = A_top.new_empty(batch, geometry['blocks'], state, height, width)
     _launch(_wavefront_backward_kernel, pointers, geometry, delta_softplus, reverse)
-    du, dtop, dleft, dA_top, dA_left = (pointers[name].sum(0) for name in ('du', 'dtop', 'dleft', 'dA_top', 'dA_left'))
-    dB_top, dB_left, dC = (pointers[name].sum(1) for name in ('dB_top', 'dB_left', 'dC'))
+    du, dtop, dleft = (_total(pointers[name], x) for name, x in maps.items())
+    dA_top, dA_left = (pointers[name].sum(0) for name in ('dA_top', 'dA_left'))
+    dB_top, dB_left, dC = (sum_like(pointers[name], 1, x) for name, x in (
+        ('dB_top', B_top), ('dB_left', B_left), ('dC', C)))
     return (du, dtop, dleft, dA_top, dA_left, dB_top, dB_left, dC,
             None if D is None else (dout.to(A_top.dtype) * u.to(A_top.dtype)).sum((0, 2, 3)),
             None if bias_top is None else dtop.sum((0, 2, 3)), None if bias_left is None else dleft.sum((0, 2, 3)))
