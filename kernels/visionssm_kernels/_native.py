@@ -19,19 +19,20 @@ _TASKS = 16
 _MAX_BLOCKS = 8
 
 
-def cut_channels(batch: int, groups: int, width: int) -> tuple[int, int]:
+def cut_channels(batch: int, groups: int, width: int, tasks: int = _TASKS) -> tuple[int, int]:
     """Cuts a group of channels into slabs, one a task, and never by the number of threads: results do not depend on it.
 
     Args:
         batch: Number of batch elements, which are tasks by themselves.
         groups: Number of groups, likewise.
         width: Channels of a group.
+        tasks: Tasks that are enough; where each keeps sums of its own, more cost memory.
 
     Returns:
         Channels of a slab, a multiple of what the widest vectors hold; number of slabs.
     """
     blocks = math.ceil(width / _BLOCK)
-    per_slab = min(max(math.ceil(batch * groups * blocks / _TASKS), 1), _MAX_BLOCKS, blocks)
+    per_slab = min(max(math.ceil(batch * groups * blocks / tasks), 1), _MAX_BLOCKS, blocks)
     return per_slab * _BLOCK, math.ceil(blocks / per_slab)
 
 

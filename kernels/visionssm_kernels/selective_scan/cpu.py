@@ -54,7 +54,9 @@ class _Call:
         self.state = tensors['A'].shape[-1]
         b_groups, c_groups = _groups(B), _groups(C)
         self.groups = math.lcm(b_groups or 1, c_groups or 1)
-        slab, self.slabs = cut_channels(self.batch, self.groups, self.dim // self.groups)
+        # in the backward pass every slab keeps sums of its own for the gradients of B and C
+        tasks = 8 if 'dout' in tensors else 16
+        slab, self.slabs = cut_channels(self.batch, self.groups, self.dim // self.groups, tasks)
         self.sizes = (
             self.batch, self.routes, self.dim, self.state, self.length, self.groups, b_groups, c_groups, slab,
             self.slabs, delta_softplus, reverse, merge, tensors['u'].shape[1] < self.routes, torch.get_num_threads())
