@@ -42,6 +42,21 @@ def test_convolution_halves_odd_maps_down_or_up(kernel_size: int, size: tuple[in
     torch.testing.assert_close(torch.jit.script(layer)(x), layer(x))
 
 
+@pytest.mark.parametrize(('kernel_size', 'size'), [(2, (4, 7)), (3, (4, 4)), (3, (5, 7)), (3, (1, 2))])
+def test_few_pixels_are_convolved_by_a_product_of_matrices(kernel_size: int, size: tuple[int, int]):
+    layer = ConvDownsample(3, 64, kernel_size, torch.nn.Identity).double()
+    x = torch.randn(2, *size, 3, dtype=torch.float64, requires_grad=True)
+    parameters = (x, layer.conv.weight, layer.conv.bias)
+    expected = F.conv2d(x.permute(0, 3, 1, 2), *parameters[1:], stride=2, padding=kernel_size // 3)
+    y = layer(x)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y, expected.permute(0, 2, 3, 1))
+    dy = torch.randn_like(y)
+    found = torch.autograd.grad(y, parameters, dy)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, parameters, dy.permute(0, 3, 1, 2)))
+    torch.testing.assert_close(torch.jit.script(layer)(x), y)
+
+
 def test_a_map_of_one_row_is_refused_by_the_side_of_two():
     with pytest.raises(ValueError, match='1 x 4 pixels cannot be halved'):
         ConvDownsample(3, 6, 2)(torch.zeros(1, 1, 4, 3))

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
-from timm.layers import LayerNorm, register_notrace_function, to_2tuple, trunc_normal_
+from timm.layers import LayerNorm, register_notrace_function, register_notrace_module, to_2tuple, trunc_normal_
 from torch import nn
 
 from .patch_embed import check_image
@@ -96,7 +96,8 @@ class ConvStem(nn.Module):
         Returns:
             (B, H', W', C); H' = floor(H / patch_size), or with `overlap` and patches of 4 ceil(ceil(H / 2) / 2).
         """
-        x = check_image(x, self.in_chans, self.least, self.least)
+        # Channels-last memory from here on: norms and blocks read their maps pixel by pixel.
+        x = check_image(x, self.in_chans, self.least, self.least).contiguous(memory_format=torch.channels_last)
         x = self.norm1(self.conv1(x).permute(0, 2, 3, 1))
         if self.overlap:
             x = self.norm2(self.conv2(self.act(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
@@ -113,6 +114,26 @@ def check_map(x: torch.Tensor, least: int) -> torch.Tensor:
             f'A map of {x.shape[1]} x {x.shape[2]} pixels cannot be halved: enlarge the images, or use a convolution '
             f'of side 3.')
     return x
+
+
+@register_notrace_module
+class HalvingConv2d(nn.Conv2d):
+    """Convolution of stride 2 that is one product of matrices where its weights outnumber the pixels.
+
+    The library of convolutions brings the weights into an order of its own in every pass, which then takes longer than
+    all the rest; gathering a few pixels does not. Graphs keep the convolution, because their sizes must stay free.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Convolve (B, C, H, W), channels innermost in memory, to the same layout."""
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or torch.compiler.is_compiling():
+            return self._conv_forward(x, self.weight, self.bias)
+        if 2 * x.shape[0] * (x.shape[2] // 2) * (x.shape[3] // 2) > self.out_channels:
+            return self._conv_forward(x, self.weight, self.bias)
+        (height, width), (top, left) = self.kernel_size, self.padding
+        pixels = F.pad(x.permute(0, 2, 3, 1), (0, 0, left, left, top, top))
+        pixels = pixels.unfold(1, height, 2).unfold(2, width, 2).flatten(3)  # (B, H', W', C * kernel)
+        return F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
 
 
 class ConvDownsample(nn.Module):
@@ -142,7 +163,7 @@ class ConvDownsample(nn.Module):
         dd: dict[str, Any] = {'device': device, 'dtype': dtype}
         super().__init__()
         self.least = 2 if kernel_size == 2 else 1
-        self.conv = nn.Conv2d(dim, out_dim, kernel_size, stride=2, padding=kernel_size // 3, **dd)
+        self.conv = HalvingConv2d(dim, out_dim, kernel_size, stride=2, padding=kernel_size // 3, **dd)
         self.post_norm = (norm_layer or default_norm)(out_dim, **dd)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -25,12 +25,22 @@ def route_projections(u: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         weight: (K, P, D).
 
     Returns:
-        (B, K, P, H * W).
+        (B, K, P, H * W); of one map for all routes with all that belongs to a pixel side by side in memory.
     """
-    flat = u.flatten(-2)
     if u.dim() == 4:
-        return torch.matmul(weight.flatten(0, 1), flat).unflatten(1, (weight.shape[0], weight.shape[1]))
-    return torch.matmul(weight, flat)
+        pixels = F.linear(u.flatten(2).transpose(1, 2), weight.flatten(0, 1))
+        return pixels.unflatten(-1, (weight.shape[0], weight.shape[1])).permute(0, 2, 3, 1)
+    return torch.matmul(weight, u.flatten(-2))
+
+
+@register_notrace_function
+def step_projections(dt: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Project low-rank steps (B, K, R, L) by one weight a route, (K, D, R), to (B, K, D, L), laid out as they are."""
+    if dt.stride(2) < dt.stride(3):
+        pixels = dt.permute(1, 0, 3, 2)
+        delta = torch.bmm(pixels.flatten(1, 2), weight.transpose(1, 2))  # (K, B L, D)
+        return delta.unflatten(1, (pixels.shape[1], pixels.shape[2])).permute(1, 0, 3, 2)
+    return torch.matmul(weight, dt)
 
 
 def scan_routes(
@@ -48,7 +58,7 @@ def scan_routes(
     size = u.shape[-2:]
     rank, state = dt_proj.shape[2], A_log.shape[1]
     dt, B, C = route_projections(u, x_proj).split([rank, state, state], dim=2)
-    delta = torch.matmul(dt_proj, dt)  # (B, K, D, L)
+    delta = step_projections(dt, dt_proj)
     return torch.ops.visionssm.selective_scan_2d(
         widen(u) if wide else u, delta.unflatten(-1, size), negative_exp(A_log), B.unflatten(-1, size),
         C.unflatten(-1, size), D, dt_bias.flatten(), True, routes, merge)

@@ -156,8 +156,8 @@ class SS2D(nn.Module):
         z = u
         if self.gated:
             u, z = u.chunk(2, dim=-1)
-        # The convolution is fastest on channels-last memory, projections and scan on channel-first: one copy between.
-        u = self.act(self.conv(u.permute(0, 3, 1, 2))).contiguous()
+        # All of it reads pixel by pixel, so that nothing is copied where the convolution keeps this layout.
+        u = self.act(self.conv(u.permute(0, 3, 1, 2))).contiguous(memory_format=torch.channels_last)
         y = self.ssm(u).permute(0, 2, 3, 1)  # (B, D, H, W) -> (B, H, W, D)
         y = self.out_act(self.out_norm(y).to(u.dtype))
         if self.gated:
