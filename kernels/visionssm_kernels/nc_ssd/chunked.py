@@ -7,6 +7,7 @@ without loops over positions, so it is also what exported programs contain.
 import torch
 
 from .._dispatch import accumulation_dtype
+from ..selective_scan_2d.routes import is_traced
 
 
 def _by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
@@ -38,9 +39,11 @@ def forward(
     x_, A, B, C = x.to(dtype), A.to(dtype), B.to(dtype).transpose(1, 2), C.to(dtype).transpose(1, 2)
     weighted = _by_group(_weights(dt.to(dtype), A, positive)[..., None] * x_, groups)
     state = torch.matmul(B.transpose(2, 3), weighted)  # (B, G, N, M / G * P)
-    out = _by_head(torch.matmul(C, state), size)
+    # Into the memory of what is done with: new memory of this size costs like the product. Graphs write nowhere.
+    traced = is_traced(x)
+    out = _by_head(torch.matmul(C, state, out=None if traced else weighted), size)
     if D is not None:
-        out = torch.addcmul(out, D.to(dtype)[:, None], x_)
+        out = torch.addcmul(out, D.to(dtype)[:, None], x_, out=None if traced else out)
     return out.to(x.dtype).contiguous(), _by_head(state, size).transpose(1, 2).contiguous()
 
 
