@@ -34,7 +34,8 @@ Results of `forward`: `out` in the dtype of u, rounded once, after the merge, in
 the last position of each route; `checkpoints` (B, K, D, ceil(L / CHUNK), N), contiguous: the state before position
 j * CHUNK in route order (zero for j = 0). Both in the accumulation dtype.
 `backward` gets `dout` in the shape of `out` (any strides and floating dtype), `dlast_state` (B, K, D, N) or None. It
-returns every gradient in the shape of its input, in any floating dtype (the op casts), None where the input is None.
+returns every gradient in the shape of its input, in any floating dtype and any layout (the op casts, and lays out as
+`torch.empty_like` does the input, again by a copy where the backend has not), None where the input is None.
 Checkpoints written by one backend are read by another: the layout above is binding.
 """
 import contextlib

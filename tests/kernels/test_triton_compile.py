@@ -49,29 +49,38 @@ class Recorder:
         return lambda **kwargs: self.launch.update(kwargs)
 
     def source(self):
-        """The launch as Triton specialises it: None, constexprs and integers of 1 are part of the kernel."""
-        signature, constants = {}, {}
+        """The launch as Triton specialises it: None, constexprs and integers of 1 are part of the kernel.
+
+        What is divisible by 16, as the address of a tensor is, is known to be so.
+        """
+        signature, constants, hints = {}, {}, {}
         for i, param in enumerate(self.kernel.params):
             value = self.launch[param.name]
-            if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            known = param.is_constexpr or value is None
+            if known or (isinstance(value, int) and value == 1 and not param.annotation_type):
                 signature[param.name], constants[(i,)] = 'constexpr', value
             elif isinstance(value, torch.Tensor):
                 signature[param.name] = POINTERS[value.dtype]
             else:
                 signature[param.name] = param.annotation_type or 'i32'
-        return ASTSource(fn=self.kernel, signature=signature, constexprs=constants)
+            if not known and (isinstance(value, torch.Tensor) or value % 16 == 0):
+                hints[(i,)] = [['tt.divisibility', 16]]
+        return ASTSource(fn=self.kernel, signature=signature, constexprs=constants, attrs=hints)
 
     def options(self):
         return {name: self.launch[name] for name in ('num_warps', 'num_stages')}
 
 
-def record(monkeypatch, dtype, batch=2, routes=1, dim=96, length=200, state=16, constant=False, full=True, index=False):
+def record(monkeypatch, dtype, batch=2, routes=1, dim=96, length=200, state=16, constant=False, full=True, index=False,
+           innermost='positions'):
     """Runs both launchers with recorders in place of the kernels."""
     recorders = [Recorder(triton_impl._scan_forward_kernel), Recorder(triton_impl._scan_backward_kernel)]
     monkeypatch.setattr(triton_impl, '_scan_forward_kernel', recorders[0])
     monkeypatch.setattr(triton_impl, '_scan_backward_kernel', recorders[1])
     parameter = torch.float64 if dtype == torch.float64 else torch.float32
     u, delta = torch.ones(batch, 1, dim, length, dtype=dtype), torch.ones(batch, routes, dim, length, dtype=dtype)
+    if innermost == 'channels':
+        u, delta = (x.mT.contiguous().mT for x in (u, delta))
     A, D = -torch.ones(routes, dim, state, dtype=parameter), torch.ones(routes, dim, dtype=parameter) if full else None
     B = A.to(dtype) if constant else torch.ones(batch, routes, 1, state, length, dtype=dtype)
     z = torch.ones_like(delta) if full else None
@@ -112,6 +121,16 @@ def test_full_tiles_stay_in_registers(monkeypatch, tmp_path: Path, dtype):
     for recorder in record(monkeypatch, dtype):
         built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
         assert spills(built, tmp_path) == '0'
+
+
+@pytest.mark.parametrize('options', [{}, {'routes': 4, 'index': True}], ids=['natural', 'routes'])
+def test_innermost_channels_are_read_and_written_in_vectors(monkeypatch, options):
+    recorders = record(monkeypatch, torch.float32, innermost='channels', **options)
+    for recorder, loads, stores in zip(recorders, (3, 5), (1, 3), strict=True):
+        built = triton.compile(recorder.source(), target=GPUTarget(*HOPPER), options=recorder.options())
+        # u, delta, z, and in the backward pass the next steps and dout; out, or du, ddelta and dz
+        assert len(re.findall(r'ld\.global\S*\.v4\.b32', built.asm['ptx'])) >= loads
+        assert len(re.findall(r'st\.global\S*\.v4\.b32', built.asm['ptx'])) == stores
 
 
 def record_wavefront(monkeypatch, dtype, dim=96, size=(28, 28), state=16, full=True):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from visionssm_kernels import selective_scan, selective_scan_2d, set_strict, use_backend
+from visionssm_kernels._dispatch import follows_map
 from visionssm_kernels.selective_scan import reference
 
 pytestmark = [pytest.mark.interp, pytest.mark.gpu]
@@ -104,6 +105,15 @@ def run(backend, tensors, flags, dout, dlast_state):
     return out, last_state, checkpoints, *grads
 
 
+def assert_layouts(tensors, results) -> None:
+    """The op copies what is not laid out as the map that it belongs to; this backend leaves it nothing to copy."""
+    assert follows_map(results[0], tensors[0])
+    gradients = dict(zip(RESULTS[3:], results[3:], strict=True))
+    for name, i in (('du', 0), ('ddelta', 1), ('dB', 3), ('dC', 4), ('dz', 6)):
+        if tensors[i] is not None:
+            assert gradients[name].stride() == torch.empty_like(tensors[i]).stride(), name
+
+
 def compare(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     """Compares every result and gradient of one case with the reference."""
     from visionssm_kernels.selective_scan import triton_impl
@@ -116,7 +126,8 @@ def compare(case: Case, dtype: torch.dtype, device: torch.device) -> None:
     want = run(reference, exact, flags, dout, dlast_state)
     for i, (name, g, w) in enumerate(zip(RESULTS, got, want, strict=True)):
         assert_close(name, g, w, BOUNDS[dtype][i > 2])
-    assert got[0].dtype == dtype and got[0].is_contiguous()
+    assert got[0].dtype == dtype
+    assert_layouts(tensors, got)
 
 
 @pytest.mark.parametrize('case', CASES, ids=str)
@@ -139,6 +150,24 @@ def test_gradients_of_the_state_may_be_absent_and_maps_may_have_any_strides(case
     got, want = run(triton_impl, strided, flags, dout, None), run(reference, tensors, flags, dout, None)
     for name, g, w in zip(RESULTS, got, want, strict=True):
         assert_close(name, g, w, 1e-10)
+    assert_layouts(strided, got)
+
+
+@pytest.mark.parametrize('case', [
+    Case(B=2, D=18, L=65, N=1), Case(K=2, N=1, D=3, groups=(1, 3), index=True, merge=True),
+    Case(K=2, N=1, index=True, shared=False)], ids=str)
+def test_channels_may_be_innermost_in_views_of_a_projection(case, device):
+    from visionssm_kernels.selective_scan import triton_impl
+    tensors, flags = case.inputs(torch.float64, device)
+    wide = [x if x is None or x.ndim < 4 else torch.cat([x, x], -2).transpose(-1, -2).contiguous().transpose(-1, -2)
+            for x in tensors]
+    views = [x if x is None or x.ndim < 4 else x.narrow(-2, 0, x.shape[-2] // 2) for x in wide]
+    dout = torch.randn(case.B, 1 if case.merge else case.K, case.L, case.D, dtype=torch.float64, device=device).mT
+    got, want = run(triton_impl, views, flags, dout, None), run(reference, tensors, flags, dout, None)
+    for name, g, w in zip(RESULTS, got, want, strict=True):
+        assert_close(name, g, w, 1e-10)
+    assert_layouts(views, got)
+    assert got[0].stride(2) == got[3].stride(2) == 1
 
 
 def test_results_are_the_same_in_every_run(device):

@@ -5,10 +5,9 @@ chunk. Within a chunk the recurrence of one state index at a time is an associat
 so B and C are read once for a whole block of channels and the backward pass needs no stored states but checkpoints.
 Pixels are addressed through the route: no map is permuted or copied. Sums over programs (B and C over the blocks of a
 group, parameters over chunks and batch, merged routes) go through partial buffers that the launcher adds up in a fixed
-order, so results are the same in every run. Outputs and gradients are written in the layout of the map that they belong
-to: a stride of one is a constant of the kernel, and the compiler lets neighbouring threads follow that axis. The product
-of the decays of a chunk must be finite, which a positive A with large steps can break. The meaning of arguments and
-results stands in `visionssm_kernels._dispatch`.
+order, so results are the same in every run. Outputs and gradients lie as their maps do; a stride of one is a constant
+of the kernel, so that neighbouring threads follow that axis. The product of the decays of a chunk must be finite, which
+a positive A with large steps can break. The meaning of arguments and results stands in `visionssm_kernels._dispatch`.
 """
 # Triton reads annotations as types of kernel arguments: kernels carry only those that it needs
 # ruff: noqa: ANN001, ANN202

@@ -204,7 +204,7 @@ def wavefront_scan_2d(
             and after.
 
     Returns:
-        The output (B, D, H, W) in the dtype of u, contiguous.
+        The output (B, D, H, W) in the dtype of u, laid out as `torch.empty_like(u)`.
 
     Note:
         Inputs may be float32, bfloat16 and float16 in any mixture, or all float64. States and sums are float32

@@ -14,10 +14,11 @@ Every backend of `wavefront_scan_2d` exposes the two functions of this module, c
     delta_softplus               the steps are softplus(delta + bias), else delta + bias
     reverse                      the scan starts in the bottom right corner: that of the map rotated by 180 degrees
 
-B, D, N, H, W >= 1. `forward` returns out (B, D, H, W), contiguous, in the dtype of u, and the checkpoints
+B, D, N, H, W >= 1. `forward` returns out (B, D, H, W) in the dtype of u, and the checkpoints
 (B, ceil(H / ROWS), N, W, D), contiguous, in the accumulation dtype: the states of the row before row j * ROWS in the
 order of the scan, zeros for j = 0. Checkpoints written by one backend are read by another. `backward` returns the
-gradients of the eleven tensors in their shapes, in any floating dtype, None where the input is None.
+gradients of the eleven tensors in their shapes, in any floating dtype, None where the input is None. `out` and the
+gradients may have any layout: the op wants that of `torch.empty_like` of u and of each input, and copies the others.
 """
 import torch
 from torch.nn import functional as F

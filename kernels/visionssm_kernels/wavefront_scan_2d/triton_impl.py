@@ -5,8 +5,7 @@ program walks the rows and solves each by an associative scan over a (BLOCK_D, B
 row above stay with it. Wide maps are cut along the states: such programs write partial results. The backward pass takes
 a band of rows at a time, recomputes its states from the checkpoint into scratch memory, and walks the rows up. Sums
 over programs go through partial buffers that the launcher adds up in a fixed order, so results are the same in every
-run. Outputs and gradients are written in the layout of the map that they belong to, as in the selective scan. The
-meaning of arguments and results stands in `reference`.
+run. Outputs and gradients lie as their maps do. The meaning of arguments and results stands in `reference`.
 """
 # Triton reads annotations as types of kernel arguments: kernels carry only those that it needs
 # ruff: noqa: ANN001, ANN202
@@ -352,8 +351,7 @@ def forward(
     """Runs the scan; see `reference`."""
     geometry = _geometry(u, A_top, 1)
     batch, dim, height, width = u.shape
-    parts = geometry['parts']
-    out = _partials(u, parts, u.dtype if parts == 1 else A_top.dtype)
+    out = _partials(u, geometry['parts'], u.dtype if geometry['parts'] == 1 else A_top.dtype)
     checkpoints = A_top.new_empty(batch, geometry['marks'], A_top.shape[1], width, dim)
     pointers = {'u': u, 'delta_top': delta_top, 'delta_left': delta_left, 'A_top': A_top, 'A_left': A_left,
                 'B_top': B_top, 'B_left': B_left, 'C': C, 'D': D, 'bias_top': bias_top, 'bias_left': bias_left,
@@ -389,17 +387,14 @@ def backward(
                 'dout': dout, 'state': checkpoints,
                 'scratch': A_top.new_empty(programs, ROWS + 1, _tile_size(geometry))}
     maps = {'du': u, 'dtop': delta_top, 'dleft': delta_left}
-    for name, x in maps.items():
-        pointers[name] = _partials(x, geometry['parts'], A_top.dtype)
-    for name in ('dA_top', 'dA_left'):
-        pointers[name] = A_top.new_empty(batch, dim, state)
-    for name in ('dB_top', 'dB_left', 'dC'):
-        pointers[name] = A_top.new_empty(batch, geometry['blocks'], state, height, width)
+    matrices = {'dB_top': B_top, 'dB_left': B_left, 'dC': C}
+    pointers |= {name: _partials(x, geometry['parts'], A_top.dtype) for name, x in maps.items()}
+    pointers |= {name: A_top.new_empty(batch, dim, state) for name in ('dA_top', 'dA_left')}
+    pointers |= {name: A_top.new_empty(batch, geometry['blocks'], state, height, width) for name in matrices}
     _launch(_wavefront_backward_kernel, pointers, geometry, delta_softplus, reverse)
     du, dtop, dleft = (_total(pointers[name], x) for name, x in maps.items())
     dA_top, dA_left = (pointers[name].sum(0) for name in ('dA_top', 'dA_left'))
-    dB_top, dB_left, dC = (sum_like(pointers[name], 1, x) for name, x in (
-        ('dB_top', B_top), ('dB_left', B_left), ('dC', C)))
+    dB_top, dB_left, dC = (sum_like(pointers[name], 1, x) for name, x in matrices.items())
     return (du, dtop, dleft, dA_top, dA_left, dB_top, dB_left, dC,
             None if D is None else (dout.to(A_top.dtype) * u.to(A_top.dtype)).sum((0, 2, 3)),
             None if bias_top is None else dtop.sum((0, 2, 3)), None if bias_left is None else dleft.sum((0, 2, 3)))
