@@ -1,4 +1,4 @@
-/* Arguments of the causal convolution; mirrored by `ConvArgs` in visionssm_kernels/causal_conv1d/cpu.py.
+/* Arguments of the causal convolution; packed by `ARGUMENTS` in visionssm_kernels/causal_conv1d/cpu.py.
  *
  * Strides count elements, in the order (B, D, L). Everything without strides is contiguous.
  */

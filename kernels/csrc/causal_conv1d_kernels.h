@@ -4,6 +4,7 @@
  * sequence of one channel of one batch element; it stays in the first-level cache while each tap passes over it once. Either
  * way any filter width runs at full vector width.
  */
+
 /* out[t] = bias + sum_k weight[width - 1 - k] * in[t - k], or in[t + k] with `ahead`; zero outside the row. */
 INLINE void NAME(filter_row)(T *restrict out, const T *restrict in, const T *weight, T bias, int64_t length, int64_t width,
                              int64_t ahead) {
@@ -52,11 +53,9 @@ INLINE const T *NAME(rows_of)(const T *src, const int64_t *stride, int64_t rows,
 TARGET static void NAME(silu_row)(T *row, int64_t length) {
     for (int64_t t = 0; t < length; t += GROUP * LANES) {
         const size_t size = sizeof(T) * (length - t < GROUP * LANES ? length - t : GROUP * LANES);
-        V x[GROUP] = {{0}}, gate[GROUP];
+        V x[GROUP] = {{0}};
         memcpy(x, row + t, size);
-        EACH gate[j] = x[j];
-        NAME(sigmoid)(gate);
-        EACH x[j] *= gate[j];
+        NAME(silu)(x);
         memcpy(row + t, x, size);
     }
 }
@@ -120,13 +119,9 @@ INLINE void NAME(forward_steps)(const conv_args *a, const V *taps, V bias, int64
     T *out = (T *)a->out + b * a->out_stride[0] + d;
     for (int64_t t = 0; t < L; t += GROUP) {
         const int many = L - t < GROUP ? (int)(L - t) : GROUP;
-        V sum[GROUP], gate[GROUP];
+        V sum[GROUP];
         EACH sum[j] = j < many ? NAME(filter_lanes)(x, a->x_stride[2], taps, bias, t + j, L, W, a->reverse, lanes) : bias;
-        if (a->silu) {
-            EACH gate[j] = sum[j];
-            NAME(sigmoid)(gate);
-            EACH sum[j] *= gate[j];
-        }
+        if (a->silu) NAME(silu)(sum);
         for (int j = 0; j < many; j++) NAME(store_lanes)(out + (t + j) * a->out_stride[2], sum[j], lanes);
     }
 }

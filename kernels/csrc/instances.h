@@ -2,8 +2,9 @@
  *
  * Needs: ARGS, the type of its arguments; the kernels define NAME(run)(const ARGS *, int backward).
  *
- * Plain C with GNU vector extensions: no Python, no PyTorch, no intrinsics but minimum and maximum. The kernels are compiled
- * once for each instruction set; the processor is asked which to use, so one build runs everywhere.
+ * Plain C with GNU vector extensions: no Python, no PyTorch, and intrinsics only for minimum, maximum, fused multiply-add,
+ * constants and the turning over of squares. The kernels are compiled once for each instruction set; the processor is asked
+ * which to use, so one build runs everywhere.
  */
 #include <math.h>
 #include <stdint.h>

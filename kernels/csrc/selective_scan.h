@@ -1,4 +1,4 @@
-/* Arguments of the routed selective scan; mirrored by `ScanArgs` in visionssm_kernels/selective_scan/cpu.py.
+/* Arguments of the routed selective scan; packed by `ARGUMENTS` in visionssm_kernels/selective_scan/cpu.py.
  *
  * Shapes and meaning are those of the backend contract in visionssm_kernels/_dispatch.py. Strides count elements, in the
  * order of the dimensions; a dimension that is absent or broadcast has stride 0. What has no strides is contiguous.

@@ -12,7 +12,7 @@
 /* Scratch of one thread, carved out of one aligned block; the sizes of the last rows depend on the states N. */
 typedef struct {
     V x[PITCH], step[PITCH], drive[PITCH], y[PITCH];
-    V slope[PITCH], dy[PITCH], gate[PITCH], slope_gate[PITCH], dout[PITCH], dstep[PITCH], ddrive[PITCH];
+    V slope[PITCH], dy[PITCH], gate[PITCH], gated[PITCH], dout[PITCH], dstep[PITCH], ddrive[PITCH];
     V decay[PITCH], after[PITCH];
     int64_t pixel[CHUNK], run; /* see NAME(place) */
     T longest;                 /* step */
@@ -63,12 +63,12 @@ APART void NAME(slopes)(V *slope, const V *raw) {
 }
 
 /* silu of a tile up to a whole group */
-APART void NAME(silu)(V *out, const V *gate, int len) {
+APART void NAME(silu_tile)(V *out, const V *gate, int len) {
     for (int i = 0; i < len; i += GROUP) {
         V x[GROUP];
         EACH x[j] = gate[i + j];
-        NAME(sigmoid)(x);
-        EACH out[i + j] = gate[i + j] * x[j];
+        NAME(silu)(x);
+        EACH out[i + j] = x[j];
     }
 }
 
@@ -106,8 +106,8 @@ APART void NAME(load_inputs)(NAME(tiles) *t, const scan_args *a, int64_t b, int6
 }
 
 /* One state of a chunk: advances it and adds its share of the output. */
-INLINE void NAME(advance_)(const int within, const int b_const, const int c_const, NAME(tiles) *t, V *state, V rate, const T *brow, const T *crow,
-                           V bvec, V cvec, int len) {
+INLINE void NAME(advance_)(const int within, const int b_const, const int c_const, NAME(tiles) *t, V *state, V rate,
+                           const T *brow, const T *crow, V bvec, V cvec, int len) {
     V h = *state;
     for (int i = 0; i < len; i += GROUP) {
         V decay[GROUP], in[GROUP];
@@ -174,7 +174,7 @@ APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, i
                 else NAME(advance)(t, state + n, rate[n], s->brow + n * CHUNK, s->crow + n * CHUNK, len);
             if (a->z) {
                 NAME(load_map)(t, t->gate, a->z, a->z_stride, b, k, d, len, lanes);
-                NAME(silu)(t->gate, t->gate, len);
+                NAME(silu_tile)(t->gate, t->gate, len);
                 for (int i = 0; i < len; i++) t->y[i] *= t->gate[i];
             }
             NAME(store_map)(t, t->y, a->out, a->out_stride, b, k, d, len, lanes, a->merge && k);
@@ -248,10 +248,10 @@ APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b,
     if (a->D) NAME(load_rows)(&skip, (const T *)a->D + k * a->dim + d, 1, 1, lanes, 1);
     if (gated) {
         NAME(load_map)(t, t->gate, a->z, a->z_stride, b, k, d, len, lanes);
-        NAME(silu)(t->slope_gate, t->gate, len);
+        NAME(silu_tile)(t->gated, t->gate, len);
         for (int i = 0; i < len; i++) {
             t->dout[i] = t->dy[i];
-            t->dy[i] *= t->slope_gate[i];
+            t->dy[i] *= t->gated[i];
         }
         for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = t->x[i] * skip;
     }
@@ -274,8 +274,8 @@ APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b,
     s->dskip[block] = dskip;
     s->dbias[block] = dbias;
     if (gated) {
-        NAME(silu_slope)(t->slope_gate, t->gate, len);
-        for (int i = 0; i < len; i++) t->y[i] *= t->dout[i] * t->slope_gate[i];
+        NAME(silu_slope)(t->gated, t->gate, len);
+        for (int i = 0; i < len; i++) t->y[i] *= t->dout[i] * t->gated[i];
         NAME(store_map)(t, t->y, a->dz, a->dz_stride, b, k, d, len, lanes, 0);
     }
     NAME(store_map)(t, t->dstep, a->ddelta, a->ddelta_stride, b, k, d, len, lanes, 0);

@@ -68,7 +68,7 @@ INLINE void NAME(exp)(V *x) {
 #define RATE_SCALE 1.0
 #define RATE_UNSCALE 1.0
 #define DECAY(x) NAME(exp)(x)
-#define DECAY_WITHIN(x, within) NAME(exp)(x)
+#define DECAY_WITHIN(x, within) ((void)(within), NAME(exp)(x))
 #endif
 
 /* x becomes exp(x) */
@@ -107,6 +107,14 @@ INLINE void NAME(sigmoid)(V *x) {
     EACH x[j] = -x[j];
     NAME(natural_exp)(x);
     EACH x[j] = 1 / (1 + x[j]);
+}
+
+/* x becomes x sigmoid(x) */
+INLINE void NAME(silu)(V *x) {
+    V gate[GROUP];
+    EACH gate[j] = x[j];
+    NAME(sigmoid)(gate);
+    EACH x[j] *= gate[j];
 }
 
 /* Where a tile lies in a map: its channels (stride sd) at given pixels (stride sl). `run` is the distance between pixels

@@ -1,4 +1,4 @@
-/* Arguments of the wavefront scan; mirrored by `WavefrontArgs` in visionssm_kernels/wavefront_scan_2d/cpu.py.
+/* Arguments of the wavefront scan; packed by `ARGUMENTS` in visionssm_kernels/wavefront_scan_2d/cpu.py.
  *
  * Shapes and meaning are those of visionssm_kernels/wavefront_scan_2d/reference.py. Strides count elements, in the order
  * (B, D or N, H, W). Everything without strides is contiguous.

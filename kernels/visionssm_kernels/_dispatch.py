@@ -243,22 +243,20 @@ def backend_report() -> str:
 
 def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
     """Returns the dtype of states and sums: float64 if any tensor is float64, else float32."""
-    for tensor in tensors:
-        if tensor is not None and tensor.dtype == torch.float64:
-            return torch.float64
-    return torch.float32
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
 
 
-def _channels_innermost(u: torch.Tensor) -> bool:
+def _map_strides(u: torch.Tensor, routes: int) -> tuple[int, int, int, int]:
+    """Strides of a dense output (B, K', D, L) of a scan of u: channels innermost where those of u are."""
+    dim, length = u.shape[2:]
     channel, position = u.stride()[2:]
-    return 0 < channel < position
+    inner = (1, dim) if 0 < channel < position else (length, 1)
+    return routes * dim * length, dim * length, *inner
 
 
 def follows_map(out: torch.Tensor, u: torch.Tensor) -> bool:
     """Says whether an output is laid out as `empty_map` would do it."""
-    routes, dim, length = out.shape[1:]
-    inner = (1, dim) if _channels_innermost(u) else (length, 1)
-    return out.stride() == (routes * dim * length, dim * length, *inner)
+    return out.stride() == _map_strides(u, out.shape[1])
 
 
 def empty_map(u: torch.Tensor, routes: int, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -273,6 +271,4 @@ def empty_map(u: torch.Tensor, routes: int, dtype: torch.dtype | None = None) ->
         (B, K', D, L), dense.
     """
     batch, _, dim, length = u.shape
-    if _channels_innermost(u):
-        return u.new_empty(batch, routes, length, dim, dtype=dtype).transpose(2, 3)
-    return u.new_empty(batch, routes, dim, length, dtype=dtype)
+    return u.new_empty_strided((batch, routes, dim, length), _map_strides(u, routes), dtype=dtype)

@@ -75,8 +75,13 @@ Tensors = Sequence[torch.Tensor | None]
 
 
 def lay_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Returns a tensor with the strides of another of its shape: itself, or a copy. Fakes promise these strides."""
-    return x if x.stride() == like.stride() else torch.empty_like(like, dtype=x.dtype).copy_(x)
+    """Returns a tensor laid out as `torch.empty_like` of another of its shape: itself, or a copy.
+
+    Fakes promise this layout. It is looked up without taking memory.
+    """
+    if x.stride() == torch.empty_like(like, device='meta').stride():
+        return x
+    return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
 def pack_gradients(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor, ...]:
@@ -84,7 +89,7 @@ def pack_gradients(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor, .
 
     An op of fixed arity has no place for None: absent inputs get an empty tensor, which `drop_absent` takes away.
     """
-    return tuple(inputs[0].new_empty(0) if x is None else lay_out(gradient.to(x.dtype), torch.empty_like(x))
+    return tuple(inputs[0].new_empty(0) if x is None else lay_out(gradient.to(x.dtype), x)
                  for x, gradient in zip(inputs, gradients))
 
 

@@ -6,7 +6,11 @@ import ctypes
 import functools
 import math
 import os
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+import torch
 
 ABI = 3
 ENV_NATIVE = 'VISIONSSM_NATIVE'
@@ -34,6 +38,48 @@ def cut_channels(batch: int, groups: int, width: int, tasks: int = _TASKS) -> tu
     blocks = math.ceil(width / _BLOCK)
     per_slab = min(max(math.ceil(batch * groups * blocks / tasks), 1), _MAX_BLOCKS, blocks)
     return per_slab * _BLOCK, math.ceil(blocks / per_slab)
+
+
+def _pointers(names: Iterable[str], tensors: Mapping[str, torch.Tensor | None]) -> list[int]:
+    found = [tensors.get(name) for name in names]
+    return [0 if x is None else x.data_ptr() for x in found]
+
+
+class Arguments:
+    """A structure of the library, which holds nothing but numbers and pointers of eight bytes: Python packs it at once.
+
+    Attributes:
+        fields: Name and count of numbers of every field, in the order of the header.
+    """
+
+    def __init__(self, sizes: Iterable[str], inputs: Iterable[str], strides: Mapping[str, tuple[str, int]],
+                 results: Iterable[str]) -> None:
+        """Lists the fields.
+
+        Args:
+            sizes: Names of the plain numbers.
+            inputs: Names of tensors that are read.
+            strides: Field without `_stride` to the tensor that it is of, and its number of dimensions.
+            results: Names of the other tensors.
+        """
+        self._inputs, self._strides, self._results = tuple(inputs), tuple(strides.values()), tuple(results)
+        self.fields = [*((name, 1) for name in (*sizes, *self._inputs)),
+                       *((f'{field}_stride', rank) for field, (_, rank) in strides.items()),
+                       *((name, 1) for name in self._results)]
+        self._struct = struct.Struct(f'{sum(count for _, count in self.fields)}q')
+
+    def pack(self, sizes: Iterable[int], tensors: Mapping[str, torch.Tensor | None]) -> bytes:
+        """Returns the structure; it holds pointers into the tensors, and zeros for those that are absent.
+
+        Args:
+            sizes: The plain numbers, in the order of the header.
+            tensors: Tensors by name; one of another number of dimensions than its strides have gets none.
+        """
+        numbers = [*sizes, *_pointers(self._inputs, tensors)]
+        for name, rank in self._strides:
+            x = tensors.get(name)
+            numbers += (0,) * rank if x is None or x.ndim != rank else x.stride()
+        return self._struct.pack(*numbers, *_pointers(self._results, tensors))
 
 
 @functools.cache
@@ -75,9 +121,7 @@ def instruction_set() -> int:
 
     VISIONSSM_NATIVE_ISA ('base', 'avx2', 'avx512') caps it; the library itself never exceeds what the processor has.
     """
-    name = os.environ.get('VISIONSSM_NATIVE_ISA')
-    if not name:
-        return len(INSTRUCTION_SETS) - 1
+    name = os.environ.get('VISIONSSM_NATIVE_ISA') or INSTRUCTION_SETS[-1]
     if name not in INSTRUCTION_SETS:
         raise ValueError(f'VISIONSSM_NATIVE_ISA got {name!r}; allowed: {", ".join(INSTRUCTION_SETS)}')
     return INSTRUCTION_SETS.index(name)

@@ -1,10 +1,8 @@
 """Depth-wise causal convolution by the native library: see kernels/csrc/causal_conv1d.h."""
-import struct
-
 import torch
 
 from .._library import lay_out
-from .._native import instruction_set, native_library
+from .._native import Arguments, instruction_set, native_library
 
 __all__ = ['backward', 'forward']
 
@@ -12,18 +10,10 @@ __all__ = ['backward', 'forward']
 _GRAIN = 32768
 
 
-# `conv_args` in kernels/csrc/causal_conv1d.h: numbers and pointers of eight bytes, which Python packs at once
-_SIZES = ('batch', 'dim', 'length', 'width', 'silu', 'reverse', 'threads')
-_INPUTS = ('x', 'weight', 'bias', 'dout')
-_STRIDED = ('x', 'dout', 'out', 'dx')
-_RESULTS = ('out', 'dx', 'dweight', 'dbias')
-FIELDS = [*((name, 1) for name in (*_SIZES, *_INPUTS)), *((f'{name}_stride', 3) for name in _STRIDED),
-          *((name, 1) for name in _RESULTS)]
-_ARGS = struct.Struct(f'{sum(count for _, count in FIELDS)}q')
-
-
-def _pointer(x: torch.Tensor | None) -> int:
-    return 0 if x is None else x.data_ptr()
+ARGUMENTS = Arguments(
+    ('batch', 'dim', 'length', 'width', 'silu', 'reverse', 'threads'), ('x', 'weight', 'bias', 'dout'),
+    {name: (name, 3) for name in ('x', 'dout', 'out', 'dx')}, ('out', 'dx', 'dweight', 'dbias'))
+"""`conv_args` in kernels/csrc/causal_conv1d.h."""
 
 
 def _like(x: torch.Tensor) -> torch.Tensor:
@@ -35,14 +25,10 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 def _run(x: torch.Tensor, weight: torch.Tensor, silu: bool, reverse: bool, **tensors: torch.Tensor | None) -> None:
     """Fill the outputs among `tensors`, which are contiguous but for `out` and `dx` (see `_like`)."""
     threads = min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
-    tensors |= {'x': x, 'weight': weight}
-    numbers = [*x.shape, weight.shape[1], silu, reverse, threads]
-    numbers += [_pointer(tensors.get(name)) for name in _INPUTS]
-    for name in _STRIDED:
-        numbers += tensors[name].stride() if name in tensors else (0, 0, 0)
-    numbers += [_pointer(tensors.get(name)) for name in _RESULTS]
+    sizes = (*x.shape, weight.shape[1], silu, reverse, threads)
     failed = native_library().visionssm_causal_conv1d(
-        _ARGS.pack(*numbers), x.dtype == torch.float64, 'dout' in tensors, instruction_set())
+        ARGUMENTS.pack(sizes, {'x': x, 'weight': weight, **tensors}), x.dtype == torch.float64, 'dout' in tensors,
+        instruction_set())
     if failed:
         raise MemoryError(f'causal_conv1d: no memory to read x {tuple(x.shape)}; pass it with a stride of 1 along L')
 

@@ -10,13 +10,13 @@ from .._dispatch import accumulation_dtype
 from ..selective_scan_2d.routes import is_traced
 
 
-def _by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
+def by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
     """(B, L, M, P) -> (B, G, L, M / G * P); head m is of group m % G."""
     return x.unflatten(2, (-1, groups)).permute(0, 3, 1, 2, 4).flatten(3)
 
 
 def _by_head(y: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, G, ..., M / G * P) -> (B, ..., M, P): the inverse of `_by_group`, for (B, G, L, ...) and (B, G, N, ...)."""
+    """(B, G, ..., M / G * P) -> (B, ..., M, P): the inverse of `by_group`, for (B, G, L, ...) and (B, G, N, ...)."""
     return y.unflatten(3, (-1, size)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
@@ -37,7 +37,7 @@ def forward(
     dtype = accumulation_dtype(x)
     groups, size = B.shape[2], x.shape[3]
     x_, A, B, C = x.to(dtype), A.to(dtype), B.to(dtype).transpose(1, 2), C.to(dtype).transpose(1, 2)
-    weighted = _by_group(_weights(dt.to(dtype), A, positive)[..., None] * x_, groups)
+    weighted = by_group(_weights(dt.to(dtype), A, positive)[..., None] * x_, groups)
     state = torch.matmul(B.transpose(2, 3), weighted)  # (B, G, N, M / G * P)
     # Into the memory of what is done with: new memory of this size costs like the product. Graphs write nowhere.
     traced = is_traced(x)
@@ -64,8 +64,8 @@ def backward(
     x, dt, dy = (t.to(dtype) for t in (x, dt, dout))
     B, C = (t.to(dtype).transpose(1, 2) for t in (B, C))  # (B, G, L, N)
     weights = _weights(dt, A, positive)[..., None]
-    state = _by_group(state.transpose(1, 2), groups)  # (B, G, N, M / G * P)
-    dy_, weighted = _by_group(dy, groups), _by_group(weights * x, groups)
+    state = by_group(state.transpose(1, 2), groups)  # (B, G, N, M / G * P)
+    dy_, weighted = by_group(dy, groups), by_group(weights * x, groups)
     dstate = torch.matmul(C.transpose(2, 3), dy_)
     dC = torch.matmul(dy_, state.transpose(2, 3))
     dB = torch.matmul(weighted, dstate.transpose(2, 3))

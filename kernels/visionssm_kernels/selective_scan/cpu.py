@@ -1,40 +1,26 @@
 """The selective scan by the native library: see kernels/csrc/selective_scan.h and the contract in `_dispatch`."""
 import math
-import struct
 
 import torch
 
 from .._dispatch import CHUNK, accumulation_dtype, empty_map
-from .._native import cut_channels, instruction_set, native_library
+from .._native import Arguments, cut_channels, instruction_set, native_library
 
-# `scan_args` in kernels/csrc/selective_scan.h: numbers and pointers of eight bytes, which Python packs at once
-_SIZES = ('batch', 'routes', 'dim', 'state', 'length', 'groups', 'b_groups', 'c_groups', 'slab', 'slabs',
-          'delta_softplus', 'reverse', 'merge', 'shared_u', 'threads')
-_INPUTS = ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias', 'index')
 _MAPS = ('u', 'delta', 'z', 'dout', 'out', 'du', 'ddelta', 'dz')
-_RESULTS = ('out', 'last_state', 'checkpoints', 'dout', 'dlast_state', 'du', 'ddelta', 'dz', 'dA', 'dD', 'ddelta_bias',
-            'dB', 'dC')
-FIELDS = [*((name, 1) for name in (*_SIZES, *_INPUTS)), *((f'{name}_stride', 4) for name in _MAPS),
-          *((f'{name}_stride', 5) for name in ('b', 'c')), *((name, 1) for name in _RESULTS)]
-_ARGS = struct.Struct(f'{sum(count for _, count in FIELDS)}q')
+ARGUMENTS = Arguments(
+    ('batch', 'routes', 'dim', 'state', 'length', 'groups', 'b_groups', 'c_groups', 'slab', 'slabs', 'delta_softplus',
+     'reverse', 'merge', 'shared_u', 'threads'),
+    ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias', 'index'),
+    {**{name: (name, 4) for name in _MAPS}, 'b': ('B', 5), 'c': ('C', 5)},
+    ('out', 'last_state', 'checkpoints', 'dout', 'dlast_state', 'du', 'ddelta', 'dz', 'dA', 'dD', 'ddelta_bias', 'dB',
+     'dC'))
+"""`scan_args` in kernels/csrc/selective_scan.h."""
 
 Tensors = dict[str, torch.Tensor | None]
 
 
 def _groups(x: torch.Tensor) -> int:
     return 0 if x.ndim == 3 else x.shape[2]
-
-
-def _map_strides(x: torch.Tensor | None) -> tuple[int, ...]:
-    """Strides of (B, K, D, L); a map that all routes share has K = 1."""
-    if x is None:
-        return 0, 0, 0, 0
-    batch, route, channel, position = x.stride()
-    return batch, route if x.shape[1] > 1 else 0, channel, position
-
-
-def _matrix_strides(x: torch.Tensor) -> tuple[int, ...]:
-    return (0,) * 5 if x.ndim == 3 else x.stride()
 
 
 class _Call:
@@ -65,26 +51,14 @@ class _Call:
         """Makes an output in the accumulation dtype."""
         return torch.empty(shape, dtype=self.dtype)
 
-    def _pack(self) -> bytes:
-        get = self.tensors.get
-        numbers = list(self.sizes)
-        for name in _INPUTS:
-            x = get(name)
-            numbers.append(0 if x is None else x.data_ptr())
-        for name in _MAPS:
-            numbers += _map_strides(get(name))
-        numbers += _matrix_strides(self.tensors['B'])
-        numbers += _matrix_strides(self.tensors['C'])
-        for name in _RESULTS:
-            x = get(name)
-            numbers.append(0 if x is None else x.data_ptr())
-        return _ARGS.pack(*numbers)
-
     def run(self, backward: bool, **results: torch.Tensor | None) -> None:
         """Runs the library on outputs and what they are computed from."""
-        self.tensors.update(results)
+        tensors = self.tensors | results
+        if self.routes > 1:  # a map that all routes share has one, with stride 0
+            tensors |= {name: tensors[name].expand(-1, self.routes, -1, -1) for name in ('u', 'dout', 'out', 'du')
+                        if tensors.get(name) is not None}
         failed = native_library().visionssm_selective_scan(
-            self._pack(), self.dtype == torch.float64, backward, instruction_set())
+            ARGUMENTS.pack(self.sizes, tensors), self.dtype == torch.float64, backward, instruction_set())
         if failed:
             raise MemoryError('selective_scan: no memory for the scratch space of the native kernels')
 

@@ -15,7 +15,6 @@ from .._library import (
     define_op,
     drop_absent,
     fake_gradients,
-    lay_out,
     no_second_derivative,
     pack_gradients,
     zero_gradients,
@@ -99,7 +98,9 @@ def _routed_scan(
     A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
     out, *states = backend.forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge)
-    return (out if follows_map(out, u) else lay_out(out, empty_map(u, out.shape[1]))), *states
+    if not follows_map(out, u):
+        out = empty_map(u, out.shape[1]).copy_(out)
+    return out, *states
 
 
 def _routed_scan_fake(
@@ -225,55 +226,12 @@ def _check_matrix(name: str, x: torch.Tensor, batch: int, dim: int, state: int, 
         check_shape(op, name, x, (dim, state), '(D, N)')
         return x[None]
     if x.ndim == 3:
-        if x.shape != (batch, state, length):
-            check_shape(op, name, x, (batch, state, length), '(B, N, L)')
+        check_shape(op, name, x, (batch, state, length), '(B, N, L)')
         return x.unsqueeze(1).unsqueeze(1)
     check_shape(op, name, x, (batch, x.shape[1], state, length), '(B, G, N, L)')
     if x.shape[1] == 0 or dim % x.shape[1]:
         raise ValueError(f'{op}: the {x.shape[1]} groups of {name} must divide the {dim} channels of u')
     return x[:, None]
-
-
-def _check_inputs(
-        u: torch.Tensor,
-        delta: torch.Tensor,
-        A: torch.Tensor,
-        D: torch.Tensor | None,
-        z: torch.Tensor | None,
-        delta_bias: torch.Tensor | None,
-        **matrices: torch.Tensor,
-) -> None:
-    """Raises where the arguments of the 1-D scan, apart from the shapes of B and C, do not fit together."""
-    op = 'selective_scan'
-    check_tensors(op, u=u, delta=delta, A=A, **matrices, D=D, z=z, delta_bias=delta_bias)
-    check_ndim(op, 'u', u, (3,), '(B, D, L)')
-    check_ndim(op, 'A', A, (2,), '(D, N)')
-    batch, dim, length = u.shape
-    state = A.shape[1]
-    check_not_empty(op, D=dim, N=state, L=length)
-    check_shape(op, 'delta', delta, (batch, dim, length), '(B, D, L), the shape of u,')
-    check_shape(op, 'A', A, (dim, state), '(D, N)')
-    for name, x in (('D', D), ('delta_bias', delta_bias)):
-        if x is not None:
-            check_shape(op, name, x, (dim,), '(D,)')
-    if z is not None:
-        check_shape(op, 'z', z, (batch, dim, length), '(B, D, L), the shape of u,')
-
-
-def _fits(u: torch.Tensor, delta: torch.Tensor, A: torch.Tensor, *others: torch.Tensor | None) -> bool:
-    """Says quickly whether arguments are as models pass them: all float32 on one device, and shapes as documented.
-
-    Checking one by one, with messages, takes longer than the scan of a small map.
-    """
-    if u.ndim != 3 or A.ndim != 2 or delta.shape != u.shape or u.shape[1] != A.shape[0] or A.numel() == 0:
-        return False
-    z, vectors = others[3], (others[2], others[4])
-    if u.shape[2] == 0 or (z is not None and z.shape != u.shape):
-        return False
-    if any(x is not None and x.shape != A.shape[:1] for x in vectors):
-        return False
-    device = u.device
-    return all(x is None or (x.dtype == torch.float32 and x.device == device) for x in (u, delta, A, *others))
 
 
 def _selective_scan_with_state(
@@ -288,9 +246,20 @@ def _selective_scan_with_state(
         delta_softplus: bool = False,
         reverse: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _fits(u, delta, A, B, C, D, z, delta_bias):
-        _check_inputs(u, delta, A, D, z, delta_bias, B=B, C=C)
-    (batch, dim, length), state = u.shape, A.shape[1]
+    op = 'selective_scan'
+    check_tensors(op, u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias)
+    check_ndim(op, 'u', u, (3,), '(B, D, L)')
+    check_ndim(op, 'A', A, (2,), '(D, N)')
+    batch, dim, length = u.shape
+    state = A.shape[1]
+    check_not_empty(op, D=dim, N=state, L=length)
+    check_shape(op, 'delta', delta, (batch, dim, length), '(B, D, L), the shape of u,')
+    check_shape(op, 'A', A, (dim, state), '(D, N)')
+    for name, x in (('D', D), ('delta_bias', delta_bias)):
+        if x is not None:
+            check_shape(op, name, x, (dim,), '(D,)')
+    if z is not None:
+        check_shape(op, 'z', z, (batch, dim, length), '(B, D, L), the shape of u,')
     B = _check_matrix('B', B, batch, dim, state, length)
     C = _check_matrix('C', C, batch, dim, state, length)
     # unsqueeze and select, because indexing with None takes several times as long

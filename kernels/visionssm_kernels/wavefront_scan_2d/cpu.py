@@ -1,31 +1,22 @@
 """The wavefront scan by the native library: see kernels/csrc/wavefront_scan.h and the contract in `reference`."""
-import ctypes
 import math
 
 import torch
 
 from .._dispatch import accumulation_dtype
-from .._native import cut_channels, instruction_set, native_library
+from .._native import Arguments, cut_channels, instruction_set, native_library
 from .reference import ROWS
 
 _MAPS = ('u', 'delta_top', 'delta_left', 'dout')
 _OUTPUTS = ('out', 'du', 'ddelta_top', 'ddelta_left')
-_MATRICES = {'b_top': 'B_top', 'b_left': 'B_left', 'c': 'C'}
-
-
-class WavefrontArgs(ctypes.Structure):
-    """Mirror of `wavefront_args` in kernels/csrc/wavefront_scan.h."""
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in (
-            'batch', 'dim', 'state', 'height', 'width', 'delta_softplus', 'reverse', 'threads', 'slab', 'slabs')),
-        *((name, ctypes.c_void_p) for name in (
-            'u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left',
-            'dout')),
-        *((f'{name}_stride', ctypes.c_int64 * 4) for name in (*_MAPS, *_MATRICES, *_OUTPUTS)),
-        *((name, ctypes.c_void_p) for name in (
-            'out', 'checkpoints', 'du', 'ddelta_top', 'ddelta_left', 'dA_top', 'dA_left', 'dD', 'dbias_top',
-            'dbias_left', 'dB_top', 'dB_left', 'dC')),
-    ]
+ARGUMENTS = Arguments(
+    ('batch', 'dim', 'state', 'height', 'width', 'delta_softplus', 'reverse', 'threads', 'slab', 'slabs'),
+    ('u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left', 'dout'),
+    {**{name: (name, 4) for name in _MAPS}, 'b_top': ('B_top', 4), 'b_left': ('B_left', 4), 'c': ('C', 4),
+     **{name: (name, 4) for name in _OUTPUTS}},
+    ('out', 'checkpoints', 'du', 'ddelta_top', 'ddelta_left', 'dA_top', 'dA_left', 'dD', 'dbias_top', 'dbias_left',
+     'dB_top', 'dB_left', 'dC'))
+"""`wavefront_args` in kernels/csrc/wavefront_scan.h."""
 
 
 def _run(
@@ -45,17 +36,10 @@ def _run(
         **others: The checkpoints, and the outputs of the pass; all contiguous but the maps.
     """
     u = inputs['u']
-    args = WavefrontArgs(u.shape[0], u.shape[1], inputs['A_top'].shape[1], *u.shape[2:], delta_softplus, reverse,
-                         torch.get_num_threads(), *cut_channels(u.shape[0], 1, u.shape[1]))
-    for name, x in {**inputs, **others}.items():
-        if x is not None:
-            setattr(args, name, x.data_ptr())
-    tensors = {**inputs, **others}
-    for field, name in {**{name: name for name in (*_MAPS, *_OUTPUTS)}, **_MATRICES}.items():
-        if name in tensors:
-            setattr(args, f'{field}_stride', tensors[name].stride())
+    sizes = (u.shape[0], u.shape[1], inputs['A_top'].shape[1], *u.shape[2:], delta_softplus, reverse,
+             torch.get_num_threads(), *cut_channels(u.shape[0], 1, u.shape[1]))
     if native_library().visionssm_wavefront_scan(
-            ctypes.byref(args), u.dtype == torch.float64, backward, instruction_set()):
+            ARGUMENTS.pack(sizes, {**inputs, **others}), u.dtype == torch.float64, backward, instruction_set()):
         raise MemoryError('wavefront_scan_2d: no memory for the scratch space of the native kernels')
 
 

@@ -54,7 +54,7 @@ def _wavefront_scan(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
         return _outputs(tensors[0], tensors[3])
     backend = _dispatch.select_backend(_OP, tensors[0].device)
     out, checkpoints = backend.forward(*_canonical(tensors), delta_softplus, reverse)
-    return lay_out(out, torch.empty_like(tensors[0])), checkpoints
+    return lay_out(out, tensors[0]), checkpoints
 
 
 def _wavefront_scan_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
