@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F
 
 from visionssm_kernels import cross_merge, cross_scan, selective_scan
+from visionssm_kernels.nc_ssd.chunked import by_group
 
 Tensors = dict[str, torch.Tensor]
 Outputs = tuple[torch.Tensor, ...]
@@ -349,15 +350,12 @@ def matmuls(shape: tuple[int, ...]) -> Contestant:
     def run(x: torch.Tensor, B: torch.Tensor, C: torch.Tensor) -> torch.Tensor:
         return C @ (B.mT @ x)  # (B, G, L, M / G * P)
 
-    def by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
-        return x.unflatten(2, (-1, groups)).permute(0, 3, 1, 2, 4).flatten(3).contiguous()
-
     def arrange(inputs: Tensors, dout: torch.Tensor) -> tuple[Tensors, Outputs]:
         groups = inputs['B'].shape[2]
         weighted = (-inputs['dt'] * inputs['A'])[..., None] * inputs['x']
-        found = {'x': by_group(weighted.to(dout.dtype), groups)}
+        found = {'x': by_group(weighted.to(dout.dtype), groups).contiguous()}
         return (found | {name: inputs[name].transpose(1, 2).contiguous() for name in ('B', 'C')},
-                (by_group(dout, groups),))
+                (by_group(dout, groups).contiguous(),))
 
     return Contestant(run, arrange, compared=False)
 

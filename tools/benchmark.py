@@ -10,7 +10,6 @@ within rounds. Finished sizes are kept in the JSON: after a stop the same comman
 """
 import argparse
 import dataclasses
-import io
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,13 +20,16 @@ try:
     import numpy as np
     import timm
     import torch
+    from _figures import make_figure, save_figure, share_legend
 
     import visionssm
     from visionssm.analysis.cells import (
         Cell,
         Judged,
         add_result_options,
+        describe_failure,
         describe_places,
+        describe_quotient,
         describe_setup,
         judge,
         make_table,
@@ -37,7 +39,6 @@ try:
     )
     from visionssm.commands.bench import DTYPES, REFUSALS, Case, compare_apart
     from visionssm.utils.command import Command
-    from visionssm.utils.files import atomic_write
     from visionssm.utils.suggest import did_you_mean
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
@@ -189,12 +190,12 @@ def _cell_table(cell: Cell) -> list[str]:
     for row in cell['rows']:
         name = f'`{row["model"]}`'
         if 'error' in row:
-            rows.append([name, f'failed: {row["error"][:200]}'.replace('|', '/'), *[''] * (2 + len(peers))])
+            rows.append([name, describe_failure(row), *[''] * (2 + len(peers))])
             continue
         ratios = []
         for peer in peers:
             found = None if row['model'] == peer else ratio(cell, row['model'], peer)
-            ratios.append('{:.2f} ({:.2f} to {:.2f})'.format(*found) if found else '')
+            ratios.append(describe_quotient(found) if found else '')
         memory = f'{row["peak_memory"] / 1e6:.0f}' if 'peak_memory' in row else ''
         speed = row['images_per_s']
         rows.append([name, f'{row["ms"]:.2f}', f'{speed:.{1 if speed >= 10 else 3}f}', memory, *ratios])
@@ -242,20 +243,15 @@ def judge_bars(cells: Sequence[Cell]) -> list[Judged]:
 def _verdict(bar: Bar, model: str, cell: Cell) -> Judged | None:
     taken = ratio(cell, model, resolve(bar.peer))
     return taken and (taken[0] < bar.limit if bar.limit == 1 else taken[0] <= bar.limit,
-                      '{:.2f} ({:.2f} to {:.2f}), '.format(*taken)
-                      + f'limit {bar.limit} [{describe(cell["settings"])}]')
+                      f'{describe_quotient(taken)}, limit {bar.limit} [{describe(cell["settings"])}]')
 
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """Draw latency and memory over the size on log axes, a row of panels for each batch and kind of run with sizes."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f'{error}: --plot needs matplotlib: `pip install visionssm[mm]`') from error
     sweeps = groups(cells)
     # a single size is no curve, unless there is nothing else to draw
     sweeps = {words: group for words, group in sweeps.items() if len(group) > 1} or sweeps
-    figure = Figure(figsize=(12, 4.4 * len(sweeps)), dpi=130, facecolor='white', layout='constrained')
+    figure = make_figure(12, 4.4 * len(sweeps))
     panels = figure.subplots(len(sweeps), 2, squeeze=False)
     names = {name: name in cell['settings']['peers'] for cell in cells for name in
              [*cell['settings']['models'], *cell['settings']['peers']]}
@@ -267,13 +263,8 @@ def draw(cells: Sequence[Cell], path: Path) -> None:
                 axes.plot(list(values), [scale * value for value in values.values()], label=short(name), **styles[name])
             _guide(axes, [{size: scale * value for size, value in values.items()} for values in found.values()])
             _dress(axes, sorted({size for values in found.values() for size in values}), f'{unit}: {words}')
-    handles = {label: handle for axes in panels.flat for handle, label in zip(*axes.get_legend_handles_labels())}
-    order = [*(short(name) for name in names), 'linear in pixels']
-    shown = [label for label in order if label in handles]
-    figure.legend([handles[label] for label in shown], shown, loc='outside right upper', frameon=False, fontsize=9)
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format='png')
-        atomic_write(buffer.getvalue(), path)
+    share_legend(figure, [*(short(name) for name in names), 'linear in pixels'])
+    save_figure(figure, path)
 
 
 def _styles(names: dict[str, bool]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ are kept in the JSON: after a stop the same command goes on.
 """
 import argparse
 import dataclasses
-import io
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,13 +18,16 @@ from typing import Any
 
 try:
     import torch
+    from _figures import make_figure, save_figure, share_legend
     from _kernel_cases import BOUNDS, OPS, OURS, PASSES, measure, own_backends, usual_contestants
 
     from visionssm.analysis.cells import (
         Cell,
         Judged,
         add_result_options,
+        describe_failure,
         describe_places,
+        describe_quotient,
         describe_setup,
         judge,
         make_table,
@@ -34,7 +36,6 @@ try:
         report_cells,
     )
     from visionssm.utils.command import Command
-    from visionssm.utils.files import atomic_write
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 
@@ -140,10 +141,10 @@ def memory_over(cell: Cell, first: str | None, second: str) -> float | None:
 def _table_row(cell: Cell, row: dict[str, Any]) -> list[str]:
     shape = ' x '.join(map(str, cell['settings']['shape']))
     if 'error' in row:
-        return [shape, row['contestant'], f'failed: {row["error"][:200]}'.replace('|', '/'), *[''] * 6]
+        return [shape, row['contestant'], describe_failure(row), *[''] * 6]
     found = time_over(cell, row['contestant'], chosen(cell))
     return [shape, row['contestant'], f'{row["ms"]:.3f}', f'{row["least_ms"]:.3f}',
-            '{:.2f} ({:.2f} to {:.2f})'.format(*found) if found and not row.get('chosen') else '',
+            describe_quotient(found) if found and not row.get('chosen') else '',
             f'{row["peak_memory"] / 1e6:.1f}' if row.get('peak_memory') is not None else '',
             f'{row["bandwidth"] / 1e9:.1f}' if 'bandwidth' in row else '',
             f'{100 * row["bandwidth"] / row["copy_bandwidth"]:.0f} %' if 'bandwidth' in row else '',
@@ -179,7 +180,7 @@ def _verdict(bar: Bar, cell: Cell) -> Judged | None:
     times = time_over(cell, *ends)
     if times is None:
         return None
-    words = '{:.2f} ({:.2f} to {:.2f})'.format(*times)
+    words = describe_quotient(times)
     if bar.kind == 'speed':
         return times[0] >= bar.limit, f'{words} times as fast, at least {bar.limit:g}'
     return times[0] <= bar.limit, f'{words} of its time, at most {bar.limit:g}'
@@ -209,31 +210,22 @@ def judge_bars(cells: Sequence[Cell]) -> list[Judged]:
 
 def draw(cells: Sequence[Cell], path: Path) -> None:
     """Draw times on log axes: a panel for each op, dtype and pass, a line for each shape, a mark a contestant."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f'{error}: --plot needs matplotlib: `pip install visionssm[mm]`') from error
     panels: dict[str, dict[str, list[Cell]]] = {}
     for words, group in groups(cells).items():
         stage = group[0]['settings']['pass']
         panels.setdefault(words.replace(f'{stage}, ', '', 1), {})[stage] = group
     heights = [1.2 + .34 * max(map(len, row.values())) for row in panels.values()]
     stages = [stage for stage in PASSES if any(stage in row for row in panels.values())]
-    figure = Figure((5 + 4 * len(stages), .4 + sum(heights)), dpi=130, facecolor='white', layout='constrained')
+    figure = make_figure(5 + 4 * len(stages), .4 + sum(heights))
     grid = figure.subplots(len(panels), len(stages), squeeze=False, gridspec_kw={'height_ratios': heights})
-    handles = {}
     for (words, row), line in zip(panels.items(), grid, strict=True):
         for stage, axes in zip(stages, line, strict=True):
             if stage not in row:
                 axes.set_axis_off()
                 continue
             _fill(axes, row[stage], f'{words}: {stage}')
-            handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels())}
-    shown = [name for name in STYLES if name in handles]
-    figure.legend([handles[name] for name in shown], shown, loc='outside right upper', frameon=False, fontsize=9)
-    with io.BytesIO() as buffer:
-        figure.savefig(buffer, format='png')
-        atomic_write(buffer.getvalue(), path)
+    share_legend(figure, STYLES)
+    save_figure(figure, path)
 
 
 def _fill(axes: Any, group: Sequence[Cell], title: str) -> None:

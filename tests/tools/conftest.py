@@ -3,6 +3,7 @@ import json
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -24,6 +25,23 @@ CLASSES = [f'kind {number}' for number in range(10)]
 def _no_scope() -> None:
     """No run of another task before decides what a bare name means."""
     DefaultScope._instance_dict.clear()
+
+
+@pytest.fixture
+def run(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
+    """Runs the benchmark `tool` of a file of tests with a JSON in the temporary folder.
+
+    Returns its exit code, standard output and standard error.
+    """
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = tool.main([*map(str, arguments), '--json', str(tmp_path / 'all.json')])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope='session')

@@ -40,20 +40,6 @@ def asked(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, A
     return settings_seen
 
 
-@pytest.fixture
-def run(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs the tool with a JSON in the temporary folder; returns exit code, standard output and standard error."""
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = tool.main([*map(str, arguments), '--json', str(tmp_path / 'all.json')])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
-
-
 def row_of(report: str, model: str) -> list[str]:
     line = next(line for line in report.splitlines() if line.startswith(f'| `{model}`'))
     return [cell.strip() for cell in line.strip('|').split('|')]

@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -34,20 +33,6 @@ def cases(tool: ModuleType) -> ModuleType:
 @pytest.fixture
 def peers(tool: ModuleType) -> ModuleType:
     return sys.modules['_kernel_peers']
-
-
-@pytest.fixture
-def run(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture) -> Callable[..., tuple[int, str, str]]:
-    """Runs the tool with a JSON in the temporary folder; returns exit code, standard output and standard error."""
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = tool.main([*map(str, arguments), '--json', str(tmp_path / 'all.json')])
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        return code, *capsys.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -23,8 +23,9 @@ from ..utils.command import check_folder
 from ..utils.files import atomic_write
 from .timing import Timing, describe_machine
 
-__all__ = ['Cell', 'Judged', 'add_result_options', 'describe_places', 'describe_setup', 'judge', 'make_table',
-           'measure_cells', 'quotient', 'read_cells', 'report_cells', 'same_setup']
+__all__ = ['Cell', 'Judged', 'add_result_options', 'describe_failure', 'describe_places', 'describe_quotient',
+           'describe_setup', 'judge', 'make_table', 'measure_cells', 'quotient', 'read_cells', 'report_cells',
+           'same_setup']
 
 Cell = dict[str, Any]
 Judged = tuple[bool | None, str]
@@ -139,6 +140,16 @@ def quotient(rows: Iterable[dict[str, Any]], name: str, first: str, second: str)
     """
     times = {row[name]: Timing(row['rounds_ms'], row['least_ms']) for row in rows if 'ms' in row}
     return times[first].speed_of(times[second]) if first in times and second in times else None
+
+
+def describe_quotient(found: tuple[float, float, float]) -> str:
+    """Return what `quotient` returned, in words."""
+    return '{:.2f} ({:.2f} to {:.2f})'.format(*found)
+
+
+def describe_failure(row: dict[str, Any]) -> str:
+    """Return the error of a row, fit for a table in Markdown."""
+    return f'failed: {row["error"][:200]}'.replace('|', '/')
 
 
 def make_table(heading: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
