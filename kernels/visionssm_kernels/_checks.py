@@ -38,11 +38,11 @@ def check_tensors(op: str, **tensors: torch.Tensor | None) -> None:
         op: Name of the op, for the message.
         tensors: Arguments by name, the leading one (whose device and dtype rule) first; None is skipped.
     """
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors.values() if tensor is not None}
+    if len(kinds) == 1 and next(iter(kinds))[0] in FLOATING:
+        return  # as models pass them; the loop below takes as long as the scan of a small map
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     leader, first = next(iter(given.items()))
-    dtype, device = first.dtype, first.device
-    if dtype in FLOATING and all(tensor.dtype == dtype and tensor.device == device for tensor in given.values()):
-        return  # as models pass them; the loop below takes as long as the scan of a small map
     for name, tensor in given.items():
         if tensor.dtype not in FLOATING:
             raise TypeError(f'{op}: {name} must be floating point ({", ".join(_dtype(d) for d in FLOATING)}), '

@@ -159,17 +159,32 @@ def _candidates(name: str, device_type: str) -> tuple[str, ...]:
     return (name, *(other for other in order if other != name))
 
 
-def _log_once(op: str, name: str, device_type: str, refused: list[str], requested: str) -> None:
+def _reasons(refused: list[tuple[str, str | None]]) -> str:
+    return '; '.join(f'{name}: {reason}' for name, reason in refused)
+
+
+def _log_once(
+        op: str,
+        name: str,
+        device_type: str,
+        refused: list[tuple[str, str | None]],
+        requested: str,
+) -> None:
     if (op, name, device_type) in _logged:
         return
     _logged.add((op, name, device_type))
-    passed_over = f' ({"; ".join(refused)})' if refused else ''
+    passed_over = f' ({_reasons(refused)})' if refused else ''
     explicit_miss = refused and requested not in ('auto', 'cpu')
     _logger.log(logging.WARNING if explicit_miss else logging.INFO,
                 '%s runs on %s with backend %s%s', op, device_type, name, passed_over)
 
 
 _import = functools.cache(importlib.import_module)
+
+
+@functools.cache
+def _type_of(device: torch.device) -> str:
+    return device.type  # each time a new string, which takes longer than looking one up
 
 
 def select_backend(op: str, device: torch.device) -> ModuleType:
@@ -184,22 +199,21 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
     """
     requested = requested_backend()
     backends = _registry[op]
-    refused: list[str] = []
-    for name in _candidates(requested, device.type):
-        if name not in backends:
-            reason = 'this op has no such backend'
-        else:
-            reason = backends[name].why_not(device.type)
-            if reason is None:
-                _log_once(op, name, device.type, refused, requested)
-                return _import(backends[name].module)
-        refused.append(f'{name}: {reason}')
+    device_type = _type_of(device)
+    refused: list[tuple[str, str | None]] = []
+    for name in _candidates(requested, device_type):
+        backend = backends.get(name)
+        reason = 'this op has no such backend' if backend is None else backend.why_not(device_type)
+        if backend is not None and reason is None:
+            _log_once(op, name, device_type, refused, requested)
+            return _import(backend.module)
+        refused.append((name, reason))
         # An op that never had a backend does not fall back: nobody asked for it by name
-        if is_strict() and (name in backends or requested == name):
+        if (name in backends or requested == name) and is_strict():
             raise RuntimeError(
-                f'{op} cannot run on {device.type} with backend {name!r}: {reason}. Strict mode forbids a fall-back: '
+                f'{op} cannot run on {device_type} with backend {name!r}: {reason}. Strict mode forbids a fall-back: '
                 f'choose another with use_backend(...) or {ENV_BACKEND}, or call set_strict(False)')
-    raise RuntimeError(f'{op} has no backend for {device.type}: {"; ".join(refused)}')
+    raise RuntimeError(f'{op} has no backend for {device_type}: {_reasons(refused)}')
 
 
 class BackendState(NamedTuple):

@@ -29,6 +29,8 @@ def _as_written(name: str, kernel: Callable) -> Callable:
             raise NotImplementedError(
                 f'{name} has no derivative in forward mode (torch.func.jvp, jacfwd, forward_ad); use reverse mode: '
                 f'torch.autograd.grad or backward')
+        if not torch._C._is_any_autocast_enabled():
+            return kernel(*args)  # the guard below is not free
         with torch._C._DisableAutocast():
             return kernel(*args)
 
@@ -79,7 +81,9 @@ def lay_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
     Fakes promise this layout. It is looked up without taking memory.
     """
-    if x.stride() == torch.empty_like(like, device='meta').stride():
+    strides = x.stride()
+    # the look at a tensor without values takes longer, and says the same of one without gaps
+    if strides == (like.stride() if like.is_contiguous() else torch.empty_like(like, device='meta').stride()):
         return x
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 

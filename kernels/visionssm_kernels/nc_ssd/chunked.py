@@ -10,14 +10,21 @@ from .._dispatch import accumulation_dtype
 from ..selective_scan_2d.routes import is_traced
 
 
+def _cast(dtype: torch.dtype, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    return [x if x.dtype == dtype else x.to(dtype) for x in tensors]  # `to` takes its time even for nothing
+
+
 def by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """(B, L, M, P) -> (B, G, L, M / G * P); head m is of group m % G."""
-    return x.unflatten(2, (-1, groups)).permute(0, 3, 1, 2, 4).flatten(3)
+    """(B, L, M, P) -> (B * G, L, M / G * P); head m is of group m % G."""
+    if groups > 1:
+        x = x.unflatten(2, (-1, groups)).permute(0, 3, 1, 2, 4).flatten(0, 1)
+    return x.flatten(2)
 
 
-def _by_head(y: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, G, ..., M / G * P) -> (B, ..., M, P): the inverse of `by_group`, for (B, G, L, ...) and (B, G, N, ...)."""
-    return y.unflatten(3, (-1, size)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+def _by_head(y: torch.Tensor, groups: int, size: int) -> torch.Tensor:
+    """(B * G, L, M / G * P) -> (B, L, M, P): the inverse of `by_group`."""
+    y = y.unflatten(2, (-1, size))
+    return y if groups == 1 else y.unflatten(0, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def _weights(dt: torch.Tensor, A: torch.Tensor, positive: bool) -> torch.Tensor:
@@ -36,15 +43,18 @@ def forward(
     """Mixes all positions; see `reference`."""
     dtype = accumulation_dtype(x)
     groups, size = B.shape[2], x.shape[3]
-    x_, A, B, C = x.to(dtype), A.to(dtype), B.to(dtype).transpose(1, 2), C.to(dtype).transpose(1, 2)
-    weighted = by_group(_weights(dt.to(dtype), A, positive)[..., None] * x_, groups)
-    state = torch.matmul(B.transpose(2, 3), weighted)  # (B, G, N, M / G * P)
-    # Into the memory of what is done with: new memory of this size costs like the product. Graphs write nowhere.
-    traced = is_traced(x)
-    out = _by_head(torch.matmul(C, state, out=None if traced else weighted), size)
-    if D is not None:
-        out = torch.addcmul(out, D.to(dtype)[:, None], x_, out=None if traced else out)
-    return out.to(x.dtype).contiguous(), _by_head(state, size).transpose(1, 2).contiguous()
+    x_, dt, A, B, C = _cast(dtype, x, dt, A, B, C)
+    B, C = by_group(B, groups), by_group(C, groups)
+    # One map of new memory, which costs like a product, serves weighted inputs, skip and output. Graphs write nowhere.
+    space = None if is_traced(x) else torch.empty_like(x_, memory_format=torch.contiguous_format)
+    rows = by_group(torch.mul(_weights(dt, A, positive).unsqueeze(3), x_, out=space), groups)
+    state = torch.bmm(B.mT, rows)
+    if D is None:
+        rows = torch.bmm(C, state, out=None if space is None else rows)
+    else:
+        skip = by_group(torch.mul(x_, _cast(dtype, D)[0].unsqueeze(1), out=space), groups)
+        rows = torch.baddbmm(skip, C, state, out=None if space is None else skip)
+    return _cast(x.dtype, _by_head(rows, groups, size))[0].contiguous(), state.unflatten(0, (-1, groups))
 
 
 def backward(
@@ -61,19 +71,22 @@ def backward(
     """Gradients; see `reference`."""
     dtype = accumulation_dtype(x)
     groups, size = B.shape[2], x.shape[3]
-    x, dt, dy = (t.to(dtype) for t in (x, dt, dout))
-    B, C = (t.to(dtype).transpose(1, 2) for t in (B, C))  # (B, G, L, N)
-    weights = _weights(dt, A, positive)[..., None]
-    state = by_group(state.transpose(1, 2), groups)  # (B, G, N, M / G * P)
-    dy_, weighted = by_group(dy, groups), by_group(weights * x, groups)
-    dstate = torch.matmul(C.transpose(2, 3), dy_)
-    dC = torch.matmul(dy_, state.transpose(2, 3))
-    dB = torch.matmul(weighted, dstate.transpose(2, 3))
-    dweighted = _by_head(torch.matmul(B, dstate), size)
-    dx = dweighted * weights
-    if D is not None:
-        dx = dx.addcmul_(D[:, None], dy)
-    dweights = (dweighted * x).sum(3)
+    x, dt, dy, B, C = _cast(dtype, x, dt, dout, B, C)
+    B, C = by_group(B, groups), by_group(C, groups)
+    weights, rows = _weights(dt, A, positive).unsqueeze(3), by_group(dy, groups)
+    space = torch.empty_like(x, memory_format=torch.contiguous_format)
+    weighted = by_group(torch.mul(weights, x, out=space), groups)
+    dstate = torch.bmm(C.mT, rows)
+    dC = torch.bmm(rows, state.flatten(0, 1).mT)
+    dB = torch.bmm(weighted, dstate.mT)
+    dx = _by_head(torch.bmm(B, dstate, out=weighted), groups, size)  # of the weighted input
+    product = dx * x
+    dweights = product.sum(3)
+    dx = dx.mul_(weights)
     drate = (dweights * dt).sum((0, 1))
-    return (dx, _weights(dweights, A, positive), -drate if positive else drate, dB.transpose(1, 2),
-            dC.transpose(1, 2), None if D is None else (dy * x).sum(3).sum((0, 1)))
+    dD = None
+    if D is not None:
+        dx = dx.addcmul_(D.unsqueeze(1), dy)
+        dD = torch.mul(dy, x, out=product).sum((0, 1, 3))
+    dB, dC = (_by_head(t, groups, t.shape[2]) for t in (dB, dC))
+    return dx, _weights(dweights, A, positive), -drate if positive else drate, dB, dC, dD

@@ -32,11 +32,14 @@ _dispatch.register_backend(_OP, 'reference', f'{__package__}.reference')
 def _outputs(x: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Makes the empty outputs of the primitive."""
     batch, _, heads, size = x.shape
-    return x.new_empty(x.shape), x.new_empty(batch, heads, B.shape[3], size, dtype=accumulation_dtype(x))
+    groups, state = B.shape[2:]
+    return x.new_empty(x.shape), x.new_empty(batch, groups, state, heads // groups * size, dtype=accumulation_dtype(x))
 
 
-def _canonical(x: torch.Tensor, parameter: torch.Tensor | None) -> torch.Tensor | None:
-    return None if parameter is None else parameter.to(accumulation_dtype(x)).contiguous()
+def _parameters(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    dtype = accumulation_dtype(x)
+    return tuple(t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
+                 for t in tensors)
 
 
 def _nc_ssd(
@@ -51,7 +54,8 @@ def _nc_ssd(
     if x.shape[0] == 0:
         return _outputs(x, B)
     backend = _dispatch.select_backend(_OP, x.device)
-    return backend.forward(x, dt, _canonical(x, A), B, C, _canonical(x, D), positive)
+    A, D = _parameters(x, A, D)
+    return backend.forward(x, dt, A, B, C, D, positive)
 
 
 def _nc_ssd_fake(
@@ -79,7 +83,8 @@ def _nc_ssd_backward(
     if x.shape[0] == 0:
         return zero_gradients(inputs)
     backend = _dispatch.select_backend(_OP, x.device)
-    grads = backend.backward(dout, x, dt, _canonical(x, A), B, C, _canonical(x, D), state, positive)
+    A, D = _parameters(x, A, D)
+    grads = backend.backward(dout, x, dt, A, B, C, D, state, positive)
     return pack_gradients(inputs, grads)
 
 
@@ -132,16 +137,30 @@ define_op(
         'nc_ssd', 'visionssm_kernels.nc_ssd.reference.forward, which autograd differentiates'))
 
 
-def _checked_nc_ssd(
+def _shapes_fit(
         x: torch.Tensor,
         dt: torch.Tensor,
         A: torch.Tensor,
         B: torch.Tensor,
         C: torch.Tensor,
-        D: torch.Tensor | None = None,
-        positive: bool = True,
-) -> torch.Tensor:
-    check_tensors(_OP, x=x, dt=dt, A=A, B=B, C=C, D=D)
+        D: torch.Tensor | None,
+) -> bool:
+    """Says at a glance whether `_check_shapes` would pass, which takes several times as long."""
+    values, matrix = x.shape, B.shape
+    return (len(values) == 4 and len(matrix) == 4 and 0 not in values[1:] and 0 not in matrix
+            and matrix[:2] == values[:2] and C.shape == matrix and dt.shape == values[:3]
+            and A.shape == values[2:3] and (D is None or D.shape == values[2:3]) and values[2] % matrix[2] == 0)
+
+
+def _check_shapes(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+) -> None:
+    """Raises and says which shape is wrong."""
     check_ndim(_OP, 'x', x, (4,), '(B, L, M, P)')
     check_ndim(_OP, 'B', B, (4,), '(B, L, G, N)')
     batch, length, heads, size = x.shape
@@ -155,6 +174,20 @@ def _checked_nc_ssd(
         raise ValueError(f'{_OP}: the {groups} groups of B and C must divide the {heads} heads of x')
     if D is not None:
         check_shape(_OP, 'D', D, (heads,), '(M,)')
+
+
+def _checked_nc_ssd(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None = None,
+        positive: bool = True,
+) -> torch.Tensor:
+    check_tensors(_OP, x=x, dt=dt, A=A, B=B, C=C, D=D)
+    if not _shapes_fit(x, dt, A, B, C, D):
+        _check_shapes(x, dt, A, B, C, D)
     return _primitive(x, dt, A, B, C, D, positive)[0]
 
 

@@ -13,9 +13,10 @@ Every backend of `nc_ssd` exposes the two functions of this module, called under
     B, C         (B, L, G, N), any floating dtype each, any strides; G divides M
     positive     the weights are -dt A, else dt A
 
-B, L, M, P, G, N >= 1. `forward` returns out (B, L, M, P), contiguous, in the dtype of x, and the sum S as
-(B, M, N, P), contiguous, in the accumulation dtype. `backward` gets it back and returns the gradients of
-the six tensors in their shapes, in any floating dtype, None where the input is None.
+B, L, M, P, G, N >= 1. `forward` returns out (B, L, M, P), contiguous, in the dtype of x, and the sums S as
+(B, G, N, M / G * P), those of the heads of a group side by side, contiguous, in the accumulation dtype. `backward` gets
+them back and returns the gradients of the six tensors in their shapes, in any floating dtype, None where the input is
+None.
 """
 import torch
 
@@ -38,7 +39,7 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mixes all positions; see the module. Differentiable by autograd when called directly."""
     dtype = accumulation_dtype(x)
-    group = group_of(x.shape[2], B.shape[2], x.device)
+    groups, group = B.shape[2], group_of(x.shape[2], B.shape[2], x.device)
     x_, dt, B, C = x.to(dtype), dt.to(dtype), B.to(dtype)[:, :, group], C.to(dtype)[:, :, group]
     weights = (-A if positive else A) * dt
     state = x_.new_zeros(x.shape[0], x.shape[2], B.shape[3], x.shape[3])
@@ -48,6 +49,7 @@ def forward(
     out = torch.stack(ys, 1)
     if D is not None:
         out = out + D[:, None] * x_
+    state = state.unflatten(1, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(3)
     return out.to(x.dtype).contiguous(), state.contiguous()
 
 
@@ -67,6 +69,7 @@ def backward(
     groups, group = B.shape[2], group_of(x.shape[2], B.shape[2], x.device)
     x, dt, dy, B, C = (t.to(dtype) for t in (x, dt, dout, B, C))
     rate = -A if positive else A
+    state = state.unflatten(3, (-1, x.shape[3])).permute(0, 3, 1, 2, 4).flatten(1, 2)  # (B, M, N, P)
     dstate = torch.zeros_like(state)
     for l in range(x.shape[1]):
         dstate = dstate + C[:, l, group, :, None] * dy[:, l, :, None, :]

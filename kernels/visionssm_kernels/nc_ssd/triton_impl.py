@@ -65,7 +65,8 @@ def _sum_kernel(
         q = tl.load(q_ptrs + l[None, :] * sq_l, mask=n_mask[:, None] & l_mask[None, :], other=0.0).to(ACC)
         total += tl.dot(q, x, input_precision=PRECISION, out_dtype=ACC)
         start += BLOCK_L
-    at = (((b * parts + part) * heads + m) * state + n[:, None]) * size + p[None, :]
+    at = (((b * parts + part) * groups + m % groups) * state + n[:, None]) * (heads // groups * size)
+    at += m // groups * size + p[None, :]
     tl.store(state_ptr + at, total, mask=n_mask[:, None] & p_mask[None, :])
 
 
@@ -84,7 +85,8 @@ def _read_kernel(
     b = pid // blocks_l // heads
     l_mask = l < length
     q_ptrs = q_ptr + b * sq_b + l[:, None] * sq_l + m % groups * sq_g
-    state_ptrs = state_ptr + (b * heads + m) * state * size
+    width = heads // groups * size
+    state_ptrs = state_ptr + (b * groups + m % groups) * state * width + m // groups * size
     skip_ptrs = skip_ptr + b * ss_b + l[:, None] * ss_l + m * ss_m
     out_ptrs = out_ptr + ((b * length + l[:, None]) * heads + m) * size
     if SIGN != 0:
@@ -100,7 +102,7 @@ def _read_kernel(
         while n0 < state:
             n = n0 + tl.arange(0, BLOCK_N)
             q = tl.load(q_ptrs + n[None, :] * sq_n, mask=l_mask[:, None] & (n < state)[None, :], other=0.0).to(ACC)
-            s = tl.load(state_ptrs + n[:, None] * size + p[None, :],
+            s = tl.load(state_ptrs + n[:, None] * width + p[None, :],
                         mask=(n < state)[:, None] & (p < size)[None, :], other=0.0)
             y += tl.dot(q, s, input_precision=PRECISION, out_dtype=ACC)
             n0 += BLOCK_N
@@ -133,7 +135,8 @@ def _contract_kernel(
     m = group
     while m < heads:
         x_ptrs = x_ptr + b * sx_b + l[:, None] * sx_l + m * sx_m
-        state_ptrs = state_ptr + ((b * heads + m) * state + n[None, :]) * size
+        state_ptrs = state_ptr + ((b * groups + group) * state + n[None, :]) * (heads // groups * size)
+        state_ptrs += m // groups * size
         part = tl.zeros([BLOCK_L, BLOCK_N], dtype=ACC)
         p0 = 0
         while p0 < size:
@@ -195,10 +198,13 @@ class _Problem:
         return tuple(triton.cdiv(extents[name], self.blocks[f'BLOCK_{name}']) for name in names)
 
     def sum(self, q: torch.Tensor, x: torch.Tensor, sign: int) -> torch.Tensor:
-        """Returns (B, M, N, P), the sum over positions of the outer products of q (B, L, G, N) and x (B, L, M, P)."""
+        """Returns the sum over positions of the outer products of q (B, L, G, N) and x (B, L, M, P).
+
+        It is (B, G, N, M / G * P), the heads of a group side by side.
+        """
         parts = triton.cdiv(self.length, PART)
         blocks_n, blocks_p = self.cuts('N', 'P')
-        state = self.A.new_empty(self.batch, parts, self.heads, self.state, self.size)
+        state = self.A.new_empty(self.batch, parts, self.groups, self.state, self.heads // self.groups * self.size)
         self.launch(
             _sum_kernel, (self.batch, parts, self.heads, blocks_n, blocks_p), sign,
             {'x': x, 'dt': self.dt, 'A': self.A, 'q': q, 'state': state},
