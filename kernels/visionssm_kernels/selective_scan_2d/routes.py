@@ -155,7 +155,7 @@ class Routes:
     def __iter__(self) -> Iterator[Path]:
         return iter(self.paths)
 
-    @property
+    @functools.cached_property
     def natural(self) -> str | None:
         """'forward' or 'reverse' where all paths are the memory order or its reverse, so that no table is needed."""
         if all(path is raster for path in self.paths):
