@@ -44,6 +44,7 @@ Row = dict[str, Any]
 Shape = tuple[int, ...]
 Peer = Callable[[Shape], Contestant]
 PASSES = ('forward', 'forward+backward')
+CHANNELS_LAST = 'channels last'
 # largest relative RMS from float64 on the same inputs, forward and with gradients
 BOUNDS = {'float32': (1e-4, 5e-4), 'float16': (2e-3, 5e-3), 'bfloat16': (5e-3, 1e-2)}
 OURS = ('reference', 'chunked', 'native', 'triton')
@@ -74,6 +75,7 @@ class Op:
         options: Of the call.
         backends: Name of the op whose backends run it.
         memory: Peaks of memory are measured on a CPU too, where that takes a process for each contestant.
+        layouts: Of maps, '' (as `inputs` makes them) or `CHANNELS_LAST`.
     """
     ours: Callable[..., torch.Tensor]
     inputs: Callable[..., Tensors]
@@ -84,6 +86,7 @@ class Op:
     backends: str
     options: dict[str, bool] = dataclasses.field(default_factory=lambda: {'delta_softplus': True})
     memory: bool = False
+    layouts: tuple[str, ...] = ('',)
 
 
 def _plain(function: Callable[..., torch.Tensor]) -> dict[str, Peer]:
@@ -103,7 +106,7 @@ OPS = {
         {'four-scans': four_scans, 'cross-scan': cross_pipeline, 'cross-scan+mamba_ssm': mamba_pipeline,
          'attention': attention_over_channels},
         (('four-scans', 'cross-scan'), ('four-scans', 'cross-scan', 'cross-scan+mamba_ssm')), 'selective_scan',
-        memory=True),
+        memory=True, layouts=('', CHANNELS_LAST)),
     'wavefront_scan_2d': Op(
         wavefront_scan_2d, wavefront_inputs, ('B', 'D', 'H', 'W', 'N'),
         ((1, 96, 56, 56, 16), (1, 64, 56, 56, 16), (1, 128, 28, 28, 16), (4, 32, 56, 56, 16)),
@@ -160,7 +163,13 @@ def backend(name: str) -> Iterator[None]:
             os.environ[ENV_BACKEND] = before
 
 
-def make_inputs(op: Op, shape: Shape, dtype: torch.dtype, device: torch.device) -> tuple[Tensors, torch.Tensor]:
+def make_inputs(
+        op: Op,
+        shape: Shape,
+        dtype: torch.dtype,
+        device: torch.device,
+        layout: str = '',
+) -> tuple[Tensors, torch.Tensor]:
     """Make the inputs of one case and the gradient of its output.
 
     Decay rates of states are -1, ..., -N, from which models start.
@@ -171,6 +180,9 @@ def make_inputs(op: Op, shape: Shape, dtype: torch.dtype, device: torch.device) 
     for name, x in inputs.items():
         if name[0] == 'A' and x.ndim == 2:
             inputs[name] = -torch.arange(1, shape[-1] + 1, dtype=x.dtype, device=device).expand_as(x).contiguous()
+    if layout == CHANNELS_LAST:
+        inputs = {name: x.movedim(-3, -1).contiguous().movedim(-1, -3) if x.ndim >= 4 else x
+                  for name, x in inputs.items()}
     return inputs, torch.randn_like(next(iter(inputs.values())))
 
 
@@ -242,7 +254,8 @@ def peak_apart(settings: dict[str, Any], name: str) -> int | None:
     """
     torch.set_num_threads(settings['threads'])
     op, device = OPS[settings['op']], torch.device('cpu')
-    inputs, dout = make_inputs(op, tuple(settings['shape']), getattr(torch, settings['dtype']), device)
+    inputs, dout = make_inputs(op, tuple(settings['shape']), getattr(torch, settings['dtype']), device,
+                               settings.get('layout', ''))
     run = prepare(make_contestant(op, name, tuple(settings['shape'])), settings['pass'], inputs, dout)
     run()
     peaks = [peak_memory(run, device) for _ in range(3)]
@@ -302,7 +315,8 @@ def measure(settings: dict[str, Any], options: dict[str, Any]) -> list[Row]:
     row with the `error`.
 
     Args:
-        settings: `op`, `shape`, `pass`, `dtype`, `device`, `threads`, `contestants`, `memory`, `bandwidth`.
+        settings: `op`, `shape`, `pass`, `dtype`, `device`, `threads`, `contestants`, `memory`, `bandwidth`;
+            `layout` where it is not the one in which inputs are made.
         options: `rounds`, `min_seconds`, `max_seconds`, `compile_seconds`.
 
     Returns:
@@ -312,7 +326,7 @@ def measure(settings: dict[str, Any], options: dict[str, Any]) -> list[Row]:
     """
     op, device, shape = OPS[settings['op']], torch.device(settings['device']), tuple(settings['shape'])
     torch.set_num_threads(settings['threads'])
-    inputs, dout = make_inputs(op, shape, getattr(torch, settings['dtype']), device)
+    inputs, dout = make_inputs(op, shape, getattr(torch, settings['dtype']), device, settings.get('layout', ''))
     truth = _truth(op, shape, settings['pass'], inputs, dout)
     chosen = [state.backend for state in backend_states()
               if (state.op, state.device, state.state) == (op.backends, device.type, 'chosen')]

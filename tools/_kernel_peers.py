@@ -322,7 +322,10 @@ def mamba_pipeline(shape: tuple[int, ...]) -> Contestant:
 
 
 def four_scans(shape: tuple[int, ...]) -> Contestant:
-    """Four scans over inputs that have route order already, and no merge: what four routes cost at least."""
+    """Four scans over inputs that have route order already, and no merge: what four routes cost at least.
+
+    Their channels are innermost where those of the map are.
+    """
     names = ('u', 'delta', 'A', 'B', 'C', 'D', 'delta_bias')
     maps = ('u', 'delta', 'B', 'C')
 
@@ -330,9 +333,14 @@ def four_scans(shape: tuple[int, ...]) -> Contestant:
         return tuple(_scan_grouped(**{name: inputs[f'{name}{k}'] for name in names}) for k in range(ROUTES))
 
     def arrange(inputs: Tensors, dout: torch.Tensor) -> tuple[Tensors, Outputs]:
+        channels_last = inputs['u'].stride(-3) < inputs['u'].stride(-1)
+
+        def lay_out(part: torch.Tensor) -> torch.Tensor:
+            return part.mT.contiguous().mT if channels_last and part.ndim == 3 else part.contiguous()
+
         parts = {name: cross_scan(x).unbind(1) if name in maps else x.chunk(ROUTES) for name, x in inputs.items()}
-        return ({f'{name}{k}': part.contiguous() for name, routes in parts.items() for k, part in enumerate(routes)},
-                tuple(part.contiguous() for part in cross_scan(dout).unbind(1)))
+        return ({f'{name}{k}': lay_out(part) for name, routes in parts.items() for k, part in enumerate(routes)},
+                tuple(map(lay_out, cross_scan(dout).unbind(1))))
 
     def restore(outputs: Outputs, gradients: Tensors) -> tuple[torch.Tensor, Tensors]:
         found = {}

@@ -44,12 +44,16 @@ Shapes = tuple[tuple[int, ...], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a preset measures of an op: cases, and peers beside its backends (None for the usual ones)."""
+    """What a preset measures of an op: cases, and peers beside its backends (None for the usual ones).
+
+    Layouts of maps are those of the op where there are none here.
+    """
     op: str
     shapes: Shapes
     passes: tuple[str, ...] = PASSES
     dtypes: tuple[str, ...] = ('float32',)
     peers: tuple[str, ...] | None = None
+    layouts: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +93,8 @@ PRESETS = {
         Part('selective_scan_2d', STAGES), Part('wavefront_scan_2d', WAVEFRONT),
         Part('nc_ssd', OPS['nc_ssd'].shapes), Part('ssd', OPS['ssd'].shapes[:2])),
     'gpu': (
-        Part('selective_scan', LONG, dtypes=BOTH), Part('selective_scan_2d', STAGES_64, PASSES[1:], BOTH),
+        Part('selective_scan', LONG, dtypes=BOTH),
+        Part('selective_scan_2d', STAGES_64, PASSES[1:], BOTH, layouts=('',)),
         Part('wavefront_scan_2d', ((64, 64, 56, 56, 16), (8, 64, 224, 224, 16)), dtypes=BOTH, peers=()),
         Part('nc_ssd', ((64, 3136, 2, 64, 1, 64),), dtypes=BOTH),
         Part('ssd', ((8, 4096, 24, 64, 1, 64),), dtypes=BOTH)),
@@ -118,8 +123,8 @@ def describe(settings: dict[str, Any], whole: bool = True) -> str:
     """Return in words what is measured; without the shape, what the lines of a table share."""
     shape = f' {tuple(settings["shape"])}' if whole else ''
     where = f'{settings["threads"]} thread(s)' if settings['device'] == 'cpu' else ''
-    return ', '.join(filter(None, (settings['op'] + shape, settings['pass'], settings['dtype'], settings['device'],
-                                   where)))
+    return ', '.join(filter(None, (settings['op'] + shape, settings['pass'], settings['dtype'],
+                                   settings.get('layout'), settings['device'], where)))
 
 
 def chosen(cell: Cell) -> str | None:
@@ -173,14 +178,15 @@ def make_report(cells: Sequence[Cell]) -> str:
 
 
 def _verdict(bar: Bar, cell: Cell) -> Judged | None:
+    layout = f'{cell["settings"]["layout"]}, ' if 'layout' in cell['settings'] else ''
     if bar.kind == 'memory':
         found = memory_over(cell, chosen(cell), bar.peer)
-        return found and (found <= bar.limit, f'{found:.2f} of its memory, at most {bar.limit}')
+        return found and (found <= bar.limit, f'{layout}{found:.2f} of its memory, at most {bar.limit}')
     ends = (bar.peer, chosen(cell)) if bar.kind == 'speed' else (chosen(cell), bar.peer)
     times = time_over(cell, *ends)
     if times is None:
         return None
-    words = describe_quotient(times)
+    words = layout + describe_quotient(times)
     if bar.kind == 'speed':
         return times[0] >= bar.limit, f'{words} times as fast, at least {bar.limit:g}'
     return times[0] <= bar.limit, f'{words} of its time, at most {bar.limit:g}'
@@ -333,7 +339,9 @@ def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
                   'threads': args.threads, 'memory': OPS[part.op].memory or gpu if args.memory is None else args.memory,
                   'bandwidth': gpu if args.bandwidth is None else args.bandwidth}
         if common['contestants']:
-            jobs += [{**common, 'shape': list(shape), 'dtype': dtype, 'pass': stage}
+            jobs += [{**common, 'shape': list(shape), 'dtype': dtype, 'pass': stage,
+                      **({'layout': layout} if layout else {})}
+                     for layout in part.layouts or OPS[part.op].layouts
                      for dtype in part.dtypes for stage in part.passes for shape in part.shapes]
     if not jobs:
         raise ValueError(f'nothing to measure: no op asked for has {" or ".join(args.contestants or ["cases"])}')

@@ -56,9 +56,9 @@ def settings(op: str, contestants: list[str], stage: str = 'forward+backward', *
             'contestants': contestants, 'memory': False, 'bandwidth': False, **more}
 
 
-def agrees(cases: ModuleType, op: str, name: str) -> float:
+def agrees(cases: ModuleType, op: str, name: str, layout: str = '') -> float:
     """The largest difference of a contestant's output and gradients from the definition, in float64."""
-    inputs, dout = cases.make_inputs(cases.OPS[op], SHAPES[op], torch.float64, torch.device('cpu'))
+    inputs, dout = cases.make_inputs(cases.OPS[op], SHAPES[op], torch.float64, torch.device('cpu'), layout)
     contestant = cases.make_contestant(cases.OPS[op], name, SHAPES[op])
     found = cases.compute(contestant, cases.prepare(contestant, 'forward+backward', inputs, dout)())
     assert found.keys() == {'', *inputs}
@@ -71,6 +71,20 @@ def agrees(cases: ModuleType, op: str, name: str) -> float:
 ])
 def test_peers_compute_the_op_and_all_its_gradients(cases, op, name):
     assert agrees(cases, op, name) < 1e-10
+
+
+@pytest.mark.parametrize('name', ['four-scans', 'cross-scan', 'chunked'])
+def test_peers_compute_the_op_on_channels_last_maps(cases, name):
+    assert agrees(cases, 'selective_scan_2d', name, cases.CHANNELS_LAST) < 1e-10
+
+
+def test_channels_are_innermost_for_the_op_and_for_its_bare_scans(cases):
+    op, shape = cases.OPS['selective_scan_2d'], SHAPES['selective_scan_2d']
+    inputs, dout = cases.make_inputs(op, shape, torch.float64, torch.device('cpu'), cases.CHANNELS_LAST)
+    assert all(x.stride(-3) == 1 for x in (*(inputs[name] for name in ('u', 'delta', 'B', 'C')), dout))
+    scans, douts = cases.make_contestant(op, 'four-scans', shape).arrange(inputs, dout)
+    assert all(x.stride(1) == 1 for x in (*(scans[f'{name}{k}'] for name in ('u', 'delta', 'B', 'C')
+                                            for k in range(4)), *douts))
 
 
 @pytest.mark.parametrize('length', [1, 2, 3, 8, 21])
@@ -238,11 +252,13 @@ def test_limits_are_judged_for_the_backend_that_models_run_with(tool, run, asked
         tool.Bar('selective_scan_2d', 'cross-scan', 'speed', 99, (shape,), ('forward',), gpu=True)))
     command = ['--op', 'selective_scan_2d', '--shape', *shape, '--bars']
     code, report, _ = run(*command)
-    case = 'selective_scan_2d, forward, float32, beside'
+    case, layouts = 'selective_scan_2d, forward, float32, beside', ('', 'channels last, ')
     assert code == 0 and report.partition('## Limits')[2].split('\n')[2:] == [
-        f'- met: {case} four-scans, {shape}: 0.10 (0.10 to 0.10) of its time, at most 0.2',
-        f'- met: {case} cross-scan, {shape}: 0.10 of its memory, at most 0.5',
-        f'- met: {case} cross-scan, {shape}: 10.00 (10.00 to 10.00) times as fast, at least 2',
+        *(f'- met: {case} four-scans, {shape}: {layout}0.10 (0.10 to 0.10) of its time, at most 0.2'
+          for layout in layouts),
+        *(f'- met: {case} cross-scan, {shape}: {layout}0.10 of its memory, at most 0.5' for layout in layouts),
+        *(f'- met: {case} cross-scan, {shape}: {layout}10.00 (10.00 to 10.00) times as fast, at least 2'
+          for layout in layouts),
         f'- not measured: {case} cross-scan, (1, 1, 1, 1, 1)', '']
     monkeypatch.setattr(tool, 'BARS', (tool.Bar('selective_scan_2d', 'cross-scan', 'speed', 11, (shape,)),))
     code, report, _ = run(*command)
