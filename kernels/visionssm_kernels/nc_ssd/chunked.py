@@ -16,15 +16,21 @@ def _cast(dtype: torch.dtype, *tensors: torch.Tensor) -> list[torch.Tensor]:
 
 def by_group(x: torch.Tensor, groups: int) -> torch.Tensor:
     """(B, L, M, P) -> (B * G, L, M / G * P); head m is of group m % G."""
-    if groups > 1:
-        x = x.unflatten(2, (-1, groups)).permute(0, 3, 1, 2, 4).flatten(0, 1)
-    return x.flatten(2)
+    if groups == 1:
+        return x.flatten(2)
+    if groups == x.shape[2]:  # fewer steps to the same view
+        return x.transpose(1, 2).flatten(0, 1)
+    return x.unflatten(2, (-1, groups)).permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(2)
 
 
 def _by_head(y: torch.Tensor, groups: int, size: int) -> torch.Tensor:
     """(B * G, L, M / G * P) -> (B, L, M, P): the inverse of `by_group`."""
-    y = y.unflatten(2, (-1, size))
-    return y if groups == 1 else y.unflatten(0, (-1, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+    if groups == 1:
+        return y.unflatten(2, (-1, size))
+    y = y.unflatten(0, (-1, groups))
+    if y.shape[3] == size:
+        return y.transpose(1, 2)
+    return y.unflatten(3, (-1, size)).permute(0, 2, 3, 1, 4).flatten(2, 3)
 
 
 def _weights(dt: torch.Tensor, A: torch.Tensor, positive: bool) -> torch.Tensor:
