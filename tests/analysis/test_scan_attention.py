@@ -91,7 +91,7 @@ def test_rows_follow_the_published_formula(name: str):
         length = len(call.pixels)
         if 'routes' in call.args:
             from visionssm_kernels import get_routes
-            orders = list(get_routes(call.args['routes']).table(*call.size).long())
+            orders = list(get_routes(call.args['routes']).table(*call.args['u'].shape[-2:]).long())
         else:
             orders = [torch.arange(length).flip(0) if call.args['reverse'] else torch.arange(length)]
         query = length // 3

@@ -117,3 +117,28 @@ def test_compiles_without_graph_breaks(kind: str):
     x = torch.randn(2, 5, 8)
     compiled = torch.compile(mixer, fullgraph=True, backend='aot_eager')
     torch.testing.assert_close(compiled(x), mixer(x))
+
+
+def test_layers_in_place_of_the_projections_are_called():
+    """Adapters and quantised layers replace modules; the fast path reads weights, so it must stand back then."""
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    mixer = shaken(BiMamba(8, dtype=torch.float64))
+    x = torch.randn(1, 4, 8, dtype=torch.float64)
+    plain = mixer.ssm_b.dt_proj
+    mixer.ssm_b.dt_proj = Doubled(plain.in_features, plain.out_features, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        mixer.ssm_b.dt_proj.weight.copy_(plain.weight / 2)
+    torch.testing.assert_close(mixer(x), mix_by_hand_with(mixer, plain, x), rtol=0, atol=1e-12)
+    assert not torch.equal(mixer.ssm_b.dt_proj.weight, plain.weight)
+
+
+def mix_by_hand_with(mixer: BiMamba, dt_proj: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    replaced, mixer.ssm_b.dt_proj = mixer.ssm_b.dt_proj, dt_proj
+    try:
+        return mix_by_hand(mixer, x, 'v2', True)
+    finally:
+        mixer.ssm_b.dt_proj = replaced

@@ -10,7 +10,7 @@ from torch import nn
 
 from visionssm_kernels import get_routes
 
-from .scans import ScanBlock, ScanCall, record_scans
+from .scans import OPS, ScanBlock, ScanCall, record_scans
 
 __all__ = ['BlockRoutes', 'ScanRoute', 'scan_routes']
 
@@ -160,7 +160,8 @@ def _orders(call: ScanCall) -> tuple[list[torch.Tensor], list[str]]:
     if table is not None:
         return list(table.cpu().long()), [f'route {k}' for k in range(len(table))]
     named = get_routes(call.args['routes'])
-    return list(named.table(*call.size).long()), [_label(path) for path in named]
+    table = named.table(*call.args[OPS[call.op]].shape[-2:]).long()
+    return [call.pixels[order] for order in table], [_label(path) for path in named]
 
 
 def _label(path: Callable) -> str:

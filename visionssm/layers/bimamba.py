@@ -89,6 +89,11 @@ class SelectiveSSM(nn.Module):
         return y.transpose(1, 2)
 
 
+def as_row(x: torch.Tensor, batch: int, length: int) -> torch.Tensor:
+    """View what belongs to pixels, (2, B L, P), as maps of one row, (B, 2, P, 1, L)."""
+    return x.unflatten(1, [batch, length]).permute(1, 0, 3, 2).unsqueeze(3)
+
+
 class ReverseDecay(nn.Module):
     """The decay of a reverse scan that shares everything else with the forward one."""
 
@@ -171,6 +176,28 @@ class BiMamba(nn.Module):
         if self.gamma is not None:
             nn.init.constant_(self.gamma, self.init_values)
 
+    @torch.jit.unused
+    def _has_plain_projections(self) -> bool:
+        """Say whether the projections are what was built here, and not adapters or quantised layers in their place."""
+        return all(type(layer) is nn.Linear for ssm in (self.ssm, self.ssm_b) for layer in (ssm.x_proj, ssm.dt_proj))
+
+    def _scan_both(self, x: torch.Tensor) -> torch.Tensor:
+        """Mix (B, L, D) in both directions by one call each: on short sequences calls take as long as the work."""
+        a, b = self.ssm, self.ssm_b
+        batch, length = x.shape[0], x.shape[1]
+        c = torch.ops.visionssm.causal_conv1d_both(
+            x.transpose(1, 2), a.conv.weight, a.conv.bias, b.conv.weight, b.conv.bias, 'silu')  # (B, 2, D, L)
+        pixels = c.permute(1, 0, 3, 2).flatten(1, 2)  # (2, B L, D), the order in memory
+        x_proj = torch.stack([a.x_proj.weight, b.x_proj.weight])
+        dt_proj = torch.stack([a.dt_proj.weight, b.dt_proj.weight])
+        dt, B, C = torch.bmm(pixels, x_proj.transpose(1, 2)).split([a.dt_rank, a.d_state, a.d_state], dim=2)
+        delta = torch.bmm(dt, dt_proj.transpose(1, 2))
+        y = torch.ops.visionssm.selective_scan_2d(
+            c.unsqueeze(3), as_row(delta, batch, length), negative_exp(torch.cat([a.A_log, b.A_log])),
+            as_row(B, batch, length), as_row(C, batch, length), torch.cat([a.D, b.D]),
+            torch.cat([a.dt_bias, b.dt_bias]), True, 'raster_both', 'sum').squeeze(2).transpose(1, 2)
+        return 0.5 * y if self.halve else y
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix tokens.
 
@@ -183,6 +210,8 @@ class BiMamba(nn.Module):
         x, z = self.in_proj(x).chunk(2, dim=2)  # (B, L, 2 D) -> twice (B, L, D)
         if self.shared:
             y = self.ssm(x, self.ssm_b.A_log)
+        elif self.two_sided and (torch.jit.is_scripting() or self._has_plain_projections()):
+            y = self._scan_both(x)
         elif self.halve:
             y = torch.lerp(self.ssm(x), self.ssm_b(x), 0.5)  # one pass instead of a sum and a product
         elif self.two_sided:

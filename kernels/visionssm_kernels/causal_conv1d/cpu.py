@@ -4,7 +4,7 @@ import torch
 from .._library import lay_out
 from .._native import Arguments, instruction_set, native_library
 
-__all__ = ['backward', 'forward']
+__all__ = ['backward', 'forward', 'forward_into']
 
 # Below this many numbers a thread, waking threads costs more than they save; PyTorch's own loops use the same.
 _GRAIN = 32768
@@ -42,8 +42,20 @@ def forward(
 ) -> torch.Tensor:
     """Causal convolution of every channel with its own filter; arguments and result as in `reference`."""
     out = _like(x)
-    _run(x, weight, silu, reverse, bias=bias, out=out)
+    forward_into(out, x, weight, bias, silu, reverse)
     return out
+
+
+def forward_into(
+        out: torch.Tensor,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        silu: bool,
+        reverse: bool,
+) -> None:
+    """`forward` into a given output, which has a stride of 1 along channels or positions."""
+    _run(x, weight, silu, reverse, bias=bias, out=out)
 
 
 def backward(

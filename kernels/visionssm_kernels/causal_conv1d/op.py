@@ -11,28 +11,35 @@ from .._native import native_why_not
 
 __all__ = ['causal_conv1d']
 
-_OP = 'causal_conv1d'
+OP = 'causal_conv1d'
 _ACTIVATIONS = (None, 'silu', 'swish')
 
 
-def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None) -> None:
-    """Raise where the arguments do not fit together."""
-    check_ndim(_OP, 'x', x, (3,), '(B, D, L)')
-    check_ndim(_OP, 'weight', weight, (2, 3), '(D, W), or (D, 1, W) as nn.Conv1d with groups=D keeps it')
-    check_tensors(_OP, x=x, weight=weight, bias=bias)
+def check(
+        op: str,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        activation: str | None,
+        suffix: str = '',
+) -> None:
+    """Raise where the arguments do not fit together; `op` and `suffix` (of the filters) name them."""
+    check_ndim(op, 'x', x, (3,), '(B, D, L)')
+    check_ndim(op, f'weight{suffix}', weight, (2, 3), '(D, W), or (D, 1, W) as nn.Conv1d with groups=D keeps it')
+    check_tensors(op, **{'x': x, f'weight{suffix}': weight, f'bias{suffix}': bias})
     dim, width = x.shape[1], weight.shape[-1]
-    check_not_empty(_OP, D=dim, L=x.shape[2], W=width)
+    check_not_empty(op, D=dim, L=x.shape[2], W=width)
     if weight.dim() == 2:
-        check_shape(_OP, 'weight', weight, (dim, width), '(D, W) with D channels as in x (B, D, L)')
+        check_shape(op, f'weight{suffix}', weight, (dim, width), '(D, W) with D channels as in x (B, D, L)')
     else:
-        check_shape(_OP, 'weight', weight, (dim, 1, width), '(D, 1, W) with D channels as in x (B, D, L)')
+        check_shape(op, f'weight{suffix}', weight, (dim, 1, width), '(D, 1, W) with D channels as in x (B, D, L)')
     if bias is not None:
-        check_shape(_OP, 'bias', bias, (dim,), '(D,)')
+        check_shape(op, f'bias{suffix}', bias, (dim,), '(D,)')
     if activation not in _ACTIVATIONS:
-        raise ValueError(f'{_OP}: activation must be one of {_ACTIVATIONS}, got {activation!r}')
+        raise ValueError(f'{op}: activation must be one of {_ACTIVATIONS}, got {activation!r}')
 
 
-def _canonical(
+def canonical(
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None,
@@ -53,11 +60,11 @@ def _kernel(
         activation: str | None = None,
         reverse: bool = False,
 ) -> torch.Tensor:
-    _check(x, weight, bias, activation)
+    check(OP, x, weight, bias, activation)
     if x.numel() == 0:
         return torch.empty_like(x)
-    backend = select_backend(_OP, x.device)
-    out = backend.forward(*_canonical(x, weight, bias), activation is not None, reverse)
+    backend = select_backend(OP, x.device)
+    out = backend.forward(*canonical(x, weight, bias), activation is not None, reverse)
     return lay_out(out.to(x.dtype), x)
 
 
@@ -68,7 +75,7 @@ def _fake(
         activation: str | None = None,
         reverse: bool = False,
 ) -> torch.Tensor:
-    _check(x, weight, bias, activation)
+    check(OP, x, weight, bias, activation)
     return torch.empty_like(x)
 
 
@@ -83,10 +90,9 @@ def _backward_kernel(
     like_bias = weight[:, 0].flatten() if bias is None else bias
     if x.numel() == 0:
         return torch.empty_like(x), weight.new_zeros(weight.shape), like_bias.new_zeros(like_bias.shape)
-    backend = select_backend(_OP, x.device)
-    canonical = _canonical(x, weight, bias)
-    dx, dweight, dbias = backend.backward(
-        dout.to(canonical[0].dtype), *canonical, activation is not None, reverse)
+    backend = select_backend(OP, x.device)
+    tensors = canonical(x, weight, bias)
+    dx, dweight, dbias = backend.backward(dout.to(tensors[0].dtype), *tensors, activation is not None, reverse)
     dx = lay_out(dx.to(x.dtype), x)
     return dx, dweight.view(weight.shape).to(weight.dtype), dbias.to(like_bias.dtype)
 
@@ -114,7 +120,7 @@ def _autograd(ctx: Any, dout: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return dx, dweight, None if bias is None else dbias, None, None
 
 
-def _decomposition(
+def decomposition(
         x: torch.Tensor,
         weight: torch.Tensor,
         bias: torch.Tensor | None = None,
@@ -123,20 +129,20 @@ def _decomposition(
 ) -> torch.Tensor:
     """The op as PyTorch's own padded convolution, which every exporter knows."""
     dtype = x.dtype
-    x, weight, bias = _canonical(x, weight, bias)
+    x, weight, bias = canonical(x, weight, bias)
     history = weight.shape[1] - 1
     x = F.pad(x, (0, history) if reverse else (history, 0))
     out = F.conv1d(x, (weight.flip(1) if reverse else weight).unsqueeze(1), bias, groups=weight.shape[0])
     return (out if activation is None else F.silu(out)).to(dtype)
 
 
-def _forward_flops(x: tuple, weight: tuple, *args: Any, out_shape: tuple, **kwargs: Any) -> int:
+def forward_flops(x: tuple, weight: tuple, *args: Any, out_shape: tuple, **kwargs: Any) -> int:
     batch, dim, length = x
     return 2 * batch * dim * length * weight[-1]
 
 
 def _backward_flops(dout: tuple, x: tuple, weight: tuple, *args: Any, out_shape: tuple, **kwargs: Any) -> int:
-    return 2 * _forward_flops(x, weight, out_shape=x)
+    return 2 * forward_flops(x, weight, out_shape=x)
 
 
 _backward_op = define_op(
@@ -145,15 +151,15 @@ _backward_op = define_op(
     _backward_kernel, _backward_fake,
     setup_context=lambda ctx, inputs, output: None, flops=_backward_flops,
     backward=no_second_derivative(
-        _OP, 'torch.nn.functional.conv1d with groups=D on the padded input'))
+        OP, 'torch.nn.functional.conv1d with groups=D on the padded input'))
 _forward_op = define_op(
-    _OP, '(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, bool reverse=False) -> Tensor',
-    _kernel, _fake, setup_context=_setup_context, backward=_autograd, flops=_forward_flops,
-    decomposition=_decomposition)
+    OP, '(Tensor x, Tensor weight, Tensor? bias=None, str? activation=None, bool reverse=False) -> Tensor',
+    _kernel, _fake, setup_context=_setup_context, backward=_autograd, flops=forward_flops,
+    decomposition=decomposition)
 
-register_backend(_OP, 'native', f'{__package__}.cpu', native_why_not)
-register_backend(_OP, 'chunked', f'{__package__}.shifted')
-register_backend(_OP, 'reference', f'{__package__}.reference')
+register_backend(OP, 'native', f'{__package__}.cpu', native_why_not)
+register_backend(OP, 'chunked', f'{__package__}.shifted')
+register_backend(OP, 'reference', f'{__package__}.reference')
 
 
 def causal_conv1d(
