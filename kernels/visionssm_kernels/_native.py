@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-ABI = 3
+ABI = 4
 ENV_NATIVE = 'VISIONSSM_NATIVE'
 LIBRARY = Path(__file__).with_name('libvisionssm_native.so')
 INSTRUCTION_SETS = ('base', 'avx2', 'avx512')

@@ -60,6 +60,10 @@ def convolution(x, weight, bias):
     return kernels.causal_conv1d(x, weight, bias, 'silu')
 
 
+def dilated(x, weight):
+    return kernels.dilated_conv2d(x, weight, [1, 3])
+
+
 def sort_by_kind(x):
     kinds = x.argmax(1)
     return tuple(kinds.sort(dim=-1, stable=True, descending=down).indices.float() for down in (False, True))
@@ -80,6 +84,7 @@ OPS = {
     'without order': (without_order, [(LENGTH, 2, DIM), (LENGTH, 2), (LENGTH, 1, STATE), (LENGTH, 1, STATE)],
                       [(2,), (2,)]),
     'convolution': (convolution, [SEQUENCE], [(DIM, 3), (DIM,)]),
+    'dilated convolutions': (dilated, [MAP], [(2, DIM, 3, 3)]),
     'sort': (sort_by_kind, [SEQUENCE], []),
 }
 

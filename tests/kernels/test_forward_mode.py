@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.autograd import forward_ad
 
-from visionssm_kernels import causal_conv1d, nc_ssd, selective_scan, ssd, wavefront_scan_2d
+from visionssm_kernels import causal_conv1d, dilated_conv2d, nc_ssd, selective_scan, ssd, wavefront_scan_2d
 
 CALLS = {
     'selective_scan': (lambda x: selective_scan(x, x, -torch.ones(3, 2), torch.ones(1, 2, 4), torch.ones(1, 2, 4)),
@@ -14,6 +14,7 @@ CALLS = {
     'wavefront_scan_2d': (lambda x: wavefront_scan_2d(
         x, x, x, *[-torch.ones(3, 2)] * 2, *[torch.ones(1, 2, 4, 5)] * 3), (1, 3, 4, 5)),
     'causal_conv1d': (lambda x: causal_conv1d(x, torch.ones(3, 2)), (1, 3, 4)),
+    'dilated_conv2d': (lambda x: dilated_conv2d(x, torch.ones(1, 3, 3, 3), [2]), (1, 3, 4, 5)),
 }
 
 

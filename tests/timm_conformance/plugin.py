@@ -3,6 +3,7 @@
 It replaces `timm.list_models` and `timm.list_pretrained` before the test module is collected, and drops the tests that
 name timm's own architectures.
 """
+import re
 from collections.abc import Iterable
 from functools import cache
 
@@ -13,7 +14,11 @@ import torch
 import visionssm
 
 TIMM_LIST_MODELS = timm.list_models  # before it is replaced below
-WEIGHTS = {'tag', 'url', 'hf_hub_id', 'hf_hub_filename'}
+# sizes differ in widths and depths alone; picos are of their own and stay
+SIZES = ('nano', 'micro', 'tiny', 'small', 'base')
+SIZE = re.compile(f'_({"|".join(SIZES)})(_s2l[0-9]+)?')
+# the facts that the tests of configurations look at
+READ = ('num_classes', 'input_size', 'fixed_input_size', 'min_input_size', 'pool_size', 'classifier', 'first_conv')
 
 
 @cache
@@ -29,12 +34,18 @@ def ours(include_tags: bool = False) -> list[str]:
 
 
 def told_apart() -> list[str]:
-    """Names with tags; tags of a model that differ in nothing but where the weights are stand for one."""
+    """Names with tags; the smallest stands for all sizes and tags that run the same code by the same facts."""
     first = {}
-    for name in ours(include_tags=True):
+    for name in sorted(ours(include_tags=True), key=size):
         facts = timm.get_pretrained_cfg(name).to_dict()
-        first.setdefault((name.split('.')[0], str({key: facts[key] for key in sorted(facts.keys() - WEIGHTS)})), name)
+        version = SIZE.sub('', name.split('.')[0])
+        first.setdefault((version, str([facts.get(key) for key in READ])), name)
     return list(first.values())
+
+
+def size(name: str) -> tuple[int, str]:
+    found = SIZE.search(name)
+    return SIZES.index(found[1]) if found else -1, name
 
 
 def small() -> list[str]:
@@ -49,7 +60,7 @@ def list_models(
         name_matches_cfg: bool = False,
         include_tags: bool | None = None,
 ) -> list[str]:
-    """Answer the calls of timm's test module: all models where only metadata is looked at, else the small ones.
+    """Answer the calls of timm's test module: a model of each version where facts are looked at, else the small ones.
 
     The two tests of configurations ask for tags; the one for token models gives its patterns as the filter.
     """

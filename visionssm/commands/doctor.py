@@ -16,7 +16,15 @@ from typing import Any
 import torch
 from packaging.requirements import Requirement
 
-from visionssm_kernels import causal_conv1d, nc_ssd, selective_scan, ssd, use_backend, wavefront_scan_2d
+from visionssm_kernels import (
+    causal_conv1d,
+    dilated_conv2d,
+    nc_ssd,
+    selective_scan,
+    ssd,
+    use_backend,
+    wavefront_scan_2d,
+)
 from visionssm_kernels._dispatch import ENV_BACKEND, BackendState, backend_states, preferred_backends, requested_backend
 from visionssm_kernels._native import instruction_set_in_use
 from visionssm_kernels._testing import (
@@ -106,12 +114,18 @@ def _conv_inputs(dtype: torch.dtype, device: torch.device) -> dict[str, torch.Te
     return {'x': make(2, 6, 17), 'weight': make(6, 4), 'bias': make(6)}
 
 
+def _map_inputs(dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+    make = functools.partial(torch.randn, dtype=dtype, device=device)
+    return {'x': make(2, 6, 5, 9), 'weight': make(2, 6, 3, 3)}
+
+
 def _op(op: Callable[..., Any], make: Callable[..., Any], *sizes: int, **options: Any) -> tuple:
     return functools.partial(op, **options), functools.partial(make, *sizes)
 
 
 OPS: Mapping[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     'causal_conv1d': _op(causal_conv1d, _conv_inputs, activation='silu'),
+    'dilated_conv2d': _op(dilated_conv2d, _map_inputs, dilations=(1, 3)),
     'nc_ssd': _op(nc_ssd, nc_ssd_inputs, 2, 35, 3, 8, 1, 4),
     'selective_scan': _op(selective_scan, scan_inputs, 2, 6, 70, 4, delta_softplus=True),
     'ssd': _op(ssd, ssd_inputs, 2, 70, 2, 8, 1, 4, dt_softplus=True),
