@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any, Final, List
 
 import torch
-import torch.nn.functional as F
 from timm.layers import register_notrace_function
 from torch import nn
+
+import visionssm_kernels  # noqa: F401  (registers the operators of torch.ops.visionssm)
 
 from .precision import widen
 
@@ -29,33 +30,6 @@ def slice_taps(kernel: torch.Tensor, start: int, end: int, step: int) -> torch.T
     return kernel[:, :, start:end:step, start:end:step]
 
 
-def convolve(
-        h: torch.Tensor,
-        kernels: List[torch.Tensor],
-        alpha: torch.Tensor,
-        dilations: List[int],
-        merged: bool,
-) -> torch.Tensor:
-    """Return the weighted sum of dilated depthwise convolutions of a map (B, D, H, W) that repeats its edges."""
-    # Depthwise convolutions are quickest on channels-last memory, which is also what the rest of a block works on.
-    h = h.contiguous(memory_format=torch.channels_last)
-    weights = alpha.to(h.dtype)
-    if merged:
-        radius = max(dilations)
-        padded = F.pad(h, [radius, radius, radius, radius], mode='replicate')
-        kernel = merge_kernels([kernel.to(h.dtype) for kernel in kernels], weights, dilations)
-        return F.conv2d(padded, kernel, groups=h.shape[1])
-    out = h
-    # Each dilation pads for itself: convolutions that pad with zeros are slow where they are dilated, and cutting the
-    # maps of the smaller dilations out of one padded map is a copy too, of more.
-    for i, dilation in enumerate(dilations):
-        padded = F.pad(h, [dilation, dilation, dilation, dilation], mode='replicate')
-        kernel = kernels[i].to(h.dtype) * weights[i]
-        y = F.conv2d(padded, kernel, dilation=dilation, groups=h.shape[1])
-        out = y if i == 0 else out.add_(y)
-    return out
-
-
 @register_notrace_function
 def fuse_states(
         h: torch.Tensor,
@@ -66,20 +40,13 @@ def fuse_states(
 ) -> torch.Tensor:
     """Return the fused states in at least float32, under autocast too; arguments and result as in `StateFusion`."""
     h = widen(h)
-    if torch.jit.is_scripting():
-        # TorchScript can neither ask for autocast (that crashes) nor switch it off on a device that it learns when it
-        # runs. A product tells, and float64 is never cast.
-        probe = torch.zeros([1, 1], dtype=h.dtype, device=h.device)
-        if torch.mm(probe, probe).dtype != h.dtype:
-            return convolve(h.double(), kernels, alpha, dilations, merged).to(h.dtype)
-        else:
-            return convolve(h, kernels, alpha, dilations, merged)
-    else:
-        # Asked first, because an exported program would keep the empty context; there is no autocast on meta.
-        if h.device.type != 'meta' and torch.is_autocast_enabled(h.device.type):
-            with torch.autocast(h.device.type, enabled=False):
-                return convolve(h, kernels, alpha, dilations, merged)
-        return convolve(h, kernels, alpha, dilations, merged)
+    weights = alpha.to(h.dtype)
+    wide = [kernel.to(h.dtype) for kernel in kernels]
+    if merged:
+        kernel = merge_kernels(wide, weights, dilations)
+        return torch.ops.visionssm.dilated_conv2d(h, kernel.transpose(0, 1), [1])
+    filters = torch.stack(wide).squeeze(2) * weights.view(-1, 1, 1, 1)
+    return torch.ops.visionssm.dilated_conv2d(h, filters, dilations)
 
 
 class StateFusion(nn.Module):
@@ -88,9 +55,9 @@ class StateFusion(nn.Module):
     out = sum_m alpha_m conv(h, kernel_m, dilation d_m), with 3 x 3 depthwise kernels and a map whose edges repeat
     outwards.
 
-    For three dilations the sum equals one depthwise convolution of side 11. On a CPU the dilated ones are quicker for
-    most maps, with gradients by a factor of two and more, so they are the default; `merged` takes the one kernel at
-    inference. It is merged anew from 25 numbers a channel in every pass: nothing outlives a change of the weights.
+    For three dilations the sum equals one depthwise convolution of side 11. On a CPU the dilated ones are quicker, as
+    they have fewer taps, so they are the default; `merged` takes the one kernel at inference. It is merged anew from 25
+    numbers a channel in every pass: nothing outlives a change of the weights.
     """
 
     dilations: Final[List[int]]
