@@ -10,7 +10,6 @@ from torch import nn
 import visionssm
 from visionssm.checkpoints import CheckpointError
 from visionssm.detection import MambaYOLO, YOLOLoss, decode_boxes
-from visionssm_kernels import export_decompositions
 
 TINY = {'num_classes': 3, 'depths': (1, 1, 2, 1), 'dims': (8, 8, 16, 16), 'neck_depth': 2, 'd_state': 4}
 
@@ -254,18 +253,6 @@ def test_state_dicts_of_both_names_load(tmp_path: Path, names: str):
     model = visionssm.create_model('mamba_yolo_pico', num_classes=2)
     model.load_state_dict(weights)
     assert all(torch.equal(value, donor.state_dict()[key]) for key, value in model.state_dict().items())
-
-
-@pytest.mark.slow
-def test_exported_programs_take_any_batch_and_hold_no_operator_of_ours(make):
-    model = make(depths=(1, 1, 1, 1), neck_depth=1)
-    program = torch.export.export(
-        model, (torch.rand(2, 3, 32, 64),), dynamic_shapes=({0: torch.export.Dim('batch', min=1, max=16)},))
-    x = torch.rand(3, 3, 32, 64)
-    torch.testing.assert_close(program.module()(x), model(x), atol=1e-4, rtol=1e-4)
-    program = program.run_decompositions(torch.export.default_decompositions() | export_decompositions())
-    assert not [node for node in program.graph.nodes if 'visionssm' in str(node.target)]
-    torch.testing.assert_close(program.module()(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
