@@ -4,7 +4,6 @@ import functools
 import gc
 import math
 import os
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -35,7 +34,7 @@ from _kernel_peers import (
 )
 from tqdm import tqdm
 
-from visionssm.analysis.timing import Run, alternate, held_memory, peak_memory, run_apart, timed
+from visionssm.analysis.timing import Run, alternate, held_memory, peak_memory, timed
 from visionssm_kernels import nc_ssd, selective_scan, selective_scan_2d, set_strict, ssd, use_backend, wavefront_scan_2d
 from visionssm_kernels._dispatch import ENV_BACKEND, backend_states
 from visionssm_kernels._testing import nc_ssd_inputs, relative_rms, scan_inputs, ssd_inputs, wavefront_inputs
@@ -247,24 +246,7 @@ def _first_run(
     return run, row
 
 
-def peak_apart(settings: dict[str, Any], name: str) -> int | None:
-    """Measure the memory that a run of a contestant adds on a CPU, in this process, which should be new.
-
-    What libraries load and keep at the first run does not count. The median of three runs: pages come and go.
-    """
-    torch.set_num_threads(settings['threads'])
-    op, device = OPS[settings['op']], torch.device('cpu')
-    inputs, dout = make_inputs(op, tuple(settings['shape']), getattr(torch, settings['dtype']), device,
-                               settings.get('layout', ''))
-    run = prepare(make_contestant(op, name, tuple(settings['shape'])), settings['pass'], inputs, dout)
-    run()
-    peaks = [peak_memory(run, device) for _ in range(3)]
-    return None if None in peaks else statistics.median(peaks)
-
-
 def _memory(run: Run, settings: dict[str, Any], name: str, device: torch.device) -> int | None:
-    if device.type == 'cpu':
-        return None if name == 'compiled' else run_apart(peak_apart, settings, name)
     gc.collect()
     held = held_memory(device)
     peak = peak_memory(run, device)

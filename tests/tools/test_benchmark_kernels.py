@@ -179,15 +179,12 @@ def test_long_cases_get_fewer_rounds_and_quick_contestants_more_runs(cases, monk
     assert cases._plan_rounds(*plan, 5)[0] == 3 and cases._plan_rounds(*plan, 1e3)[0] == 10
 
 
-def test_memory_is_measured_in_a_process_for_each_contestant(cases, monkeypatch):
-    calls = []
-    monkeypatch.setattr(cases, 'run_apart', lambda function, *args: calls.append((function, args)) or function(*args))
+def test_memory_is_that_of_tensors(cases, monkeypatch):
     monkeypatch.setattr(cases, 'MANY_STATES', 0)
     shape = {'shape': [1, 64, 32, 32, 1], 'memory': True}
     rows = cases.measure(settings('selective_scan_2d', ['cross-scan', 'chunked'], 'forward', **shape), OPTIONS)
-    assert [args[1] for _, args in calls] == ['cross-scan', 'chunked']
     # a copy of the map for each route, and what each route returns
-    assert rows[0]['peak_memory'] is None or rows[0]['peak_memory'] > 8 * 64 * 32 * 32 * 4 / 2
+    assert 8 * 64 * 32 * 32 * 4 < rows[0]['peak_memory'] < 40 * 64 * 32 * 32 * 4
 
 
 def test_a_time_limit_ends_what_it_holds_and_nothing_later(peers):

@@ -1,9 +1,7 @@
 """Time and memory of runs, measured so that what else a machine does falls on all contestants alike."""
 
-import ctypes
 import dataclasses
 import datetime
-import gc
 import math
 import multiprocessing
 import os
@@ -123,22 +121,29 @@ def alternate(
     return {name: Timing(medians[name], least[name]) for name in runs}
 
 
-def _resident(field: str) -> int:
-    found = re.search(rf'^{field}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)
-    if found is None:
-        raise OSError(f'/proc/self/status has no {field}')
-    return int(found[1]) * 1024
+def _peak_of_tensors(run: Run) -> int:
+    """Return the most bytes that a run adds on a CPU to what tensors held before, by the allocator's own record."""
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')  # else a build for GPUs complains where there is none
+    with torch.autograd.profiler.profile(profile_memory=True) as record:
+        run()
+    # the public list of events gives what an operator took to the operator; only the raw one has every change
+    changes = [(event.start_ns(), event.nbytes()) for event in record.kineto_results.events()
+               if event.name() == '[memory]' and event.device_type() == torch.profiler.DeviceType.CPU]
+    held = peak = 0
+    for _, change in sorted(changes, key=lambda change: change[0]):
+        held += change
+        peak = max(peak, held)
+    return peak
 
 
 def peak_memory(run: Run, device: torch.device) -> int | None:
-    """Return the bytes that a run takes at its peak.
+    """Return the bytes that tensors take at the peak of a run.
 
-    On an accelerator these are all bytes that tensors hold at the peak, weights included. On a CPU it is the growth of
-    the process's resident memory, for which the system must be Linux. The first run of a process also counts what
-    libraries load and keep, some 20 MB; what earlier runs freed goes back to the system before.
+    On an accelerator these are all that tensors hold, weights included. On a CPU they are those that the run adds to
+    what was there before; what libraries take past PyTorch's allocator is in neither.
 
     Returns:
-        The bytes; None where they cannot be measured.
+        The bytes; None where the accelerator does not count them.
     """
     if device.type != 'cpu':
         module = torch.get_device_module(device)
@@ -147,16 +152,7 @@ def peak_memory(run: Run, device: torch.device) -> int | None:
         module.reset_peak_memory_stats(device)
         timed(run, device)
         return module.max_memory_allocated(device)
-    gc.collect()
-    if hasattr(ctypes.CDLL(None) if sys.platform == 'linux' else None, 'malloc_trim'):
-        ctypes.CDLL(None).malloc_trim(0)  # else the run would use again what was freed, which is no growth
-    try:
-        Path('/proc/self/clear_refs').write_text('5')  # the peak begins anew
-        before = _resident('VmRSS')
-        run()
-        return max(_resident('VmHWM') - before, 0)
-    except OSError:
-        return None
+    return _peak_of_tensors(run)
 
 
 def held_memory(device: torch.device) -> int:

@@ -114,25 +114,17 @@ def build_run(case: Case) -> tuple[Callable[[], None], int]:
     return run, shape[-1]
 
 
-def _second_run(case: Case, threads: int) -> int | None:
-    """Measure in a new process; what libraries load and keep at the first run is no part of the model."""
-    torch.set_num_threads(threads)
-    return peak_memory(build_run(case)[0], torch.device('cpu'))
-
-
 def measure_memory(case: Case) -> tuple[int | None, int]:
-    """Measure the memory of a run; on a CPU beyond the weights, in a process of its own.
+    """Measure the memory of a run; on a CPU beyond the weights.
 
     Args:
         case: What is measured.
 
     Returns:
-        The bytes at the peak, None where they cannot be measured; and those of them that are held between runs, which
-        are the weights and an optimiser's state on an accelerator, and 0 on a CPU.
+        The bytes at the peak, None where the accelerator does not count them; and those of them that are held between
+        runs, which are the weights and an optimiser's state on an accelerator, and 0 on a CPU.
     """
     device = torch.device(case.device)
-    if device.type == 'cpu':
-        return run_apart(_second_run, case, torch.get_num_threads()), 0
     gc.collect()  # models of before hold memory until then
     run, _ = build_run(case)
     held = held_memory(device)
