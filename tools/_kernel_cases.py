@@ -73,7 +73,7 @@ class Op:
         usual: Those that are timed on a CPU and on a GPU where options do not say which.
         options: Of the call.
         backends: Name of the op whose backends run it.
-        memory: Peaks of memory are measured on a CPU too, where that takes a process for each contestant.
+        memory: Peaks of memory are measured on a CPU too.
         layouts: Of maps, '' (as `inputs` makes them) or `CHANNELS_LAST`.
     """
     ours: Callable[..., torch.Tensor]

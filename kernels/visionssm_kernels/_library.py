@@ -88,6 +88,12 @@ def lay_out(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(like, dtype=x.dtype).copy_(x)
 
 
+def to_parameters(dtype: torch.dtype, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    """Returns what backends take for parameters: contiguous, in the accumulation dtype; None stays None."""
+    return tuple(x if x is None or (x.dtype == dtype and x.is_contiguous()) else x.to(dtype).contiguous()
+                 for x in tensors)
+
+
 def pack_gradients(inputs: Tensors, gradients: Tensors) -> tuple[torch.Tensor, ...]:
     """Returns what a backward op puts out: each gradient in the dtype of its input and laid out in its order.
 

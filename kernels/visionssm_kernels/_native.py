@@ -40,6 +40,14 @@ def cut_channels(batch: int, groups: int, width: int, tasks: int = _TASKS) -> tu
     return per_slab * _BLOCK, math.ceil(blocks / per_slab)
 
 
+_GRAIN = 32768
+
+
+def threads_for(operations: int) -> int:
+    """Returns how many threads an op deserves: waking one costs more than so few operations; PyTorch counts alike."""
+    return min(torch.get_num_threads(), 1 + operations // _GRAIN)
+
+
 def _pointers(names: Iterable[str], tensors: Mapping[str, torch.Tensor | None]) -> list[int]:
     found = [tensors.get(name) for name in names]
     return [0 if x is None else x.data_ptr() for x in found]

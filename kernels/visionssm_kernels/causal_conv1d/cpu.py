@@ -2,13 +2,9 @@
 import torch
 
 from .._library import lay_out
-from .._native import Arguments, instruction_set, native_library
+from .._native import Arguments, instruction_set, native_library, threads_for
 
 __all__ = ['backward', 'forward', 'forward_into']
-
-# Below this many numbers a thread, waking threads costs more than they save; PyTorch's own loops use the same.
-_GRAIN = 32768
-
 
 ARGUMENTS = Arguments(
     ('batch', 'dim', 'length', 'width', 'silu', 'reverse', 'threads'), ('x', 'weight', 'bias', 'dout'),
@@ -24,8 +20,7 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 
 def _run(x: torch.Tensor, weight: torch.Tensor, silu: bool, reverse: bool, **tensors: torch.Tensor | None) -> None:
     """Fill the outputs among `tensors`, which are contiguous but for `out` and `dx` (see `_like`)."""
-    threads = min(torch.get_num_threads(), 1 + x.numel() // _GRAIN)
-    sizes = (*x.shape, weight.shape[1], silu, reverse, threads)
+    sizes = (*x.shape, weight.shape[1], silu, reverse, threads_for(x.numel()))
     failed = native_library().visionssm_causal_conv1d(
         ARGUMENTS.pack(sizes, {'x': x, 'weight': weight, **tensors}), x.dtype == torch.float64, 'dout' in tensors,
         instruction_set())

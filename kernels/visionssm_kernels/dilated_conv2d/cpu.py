@@ -4,12 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .._native import Arguments, instruction_set, native_library
+from .._native import Arguments, instruction_set, native_library, threads_for
 
 __all__ = ['backward', 'forward']
-
-# Below this many sums a thread, waking threads costs more than they save.
-_GRAIN = 32768
 
 ARGUMENTS = Arguments(
     ('batch', 'dim', 'height', 'width', 'filters', 'side', 'radius', 'threads'), ('x', 'weight', 'dilations', 'dout'),
@@ -25,7 +22,7 @@ def _table(dilations: tuple[int, ...]) -> torch.Tensor:
 def _run(x: torch.Tensor, weight: torch.Tensor, dilations: Sequence[int], **tensors: torch.Tensor) -> None:
     """Fill the outputs among `tensors`; maps have their channels innermost."""
     side = weight.shape[3]
-    threads = min(torch.get_num_threads(), 1 + x.numel() * weight[:, 0].numel() // _GRAIN)
+    threads = threads_for(x.numel() * weight[:, 0].numel())
     sizes = (*x.shape, len(dilations), side, max(dilations) * (side // 2), threads)
     tensors |= {'x': x, 'weight': weight, 'dilations': _table(tuple(dilations))}
     failed = native_library().visionssm_dilated_conv2d(
@@ -41,7 +38,7 @@ def _innermost(x: torch.Tensor) -> torch.Tensor:
 
 def forward(x: torch.Tensor, weight: torch.Tensor, dilations: Sequence[int]) -> torch.Tensor:
     """Sum of depth-wise convolutions, a filter for each dilation; arguments and result as in `reference`."""
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    out = torch.empty_like(x, memory_format=torch.channels_last)
     _run(_innermost(x), weight, dilations, out=out)
     return out
 
@@ -53,7 +50,7 @@ def backward(
         dilations: Sequence[int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradients of `forward`; arguments and results as in `reference`."""
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    dx = torch.empty_like(x, memory_format=torch.channels_last)
     dweight = torch.empty_like(weight)
     _run(_innermost(x), weight, dilations, dout=_innermost(dout), dx=dx, dweight=dweight)
     return dx, dweight

@@ -32,7 +32,7 @@ def _check(x: torch.Tensor, weight: torch.Tensor, dilations: Sequence[int]) -> N
 
 
 def _empty(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=torch.channels_last)
 
 
 def _canonical(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from .._library import (
     fake_gradients,
     no_second_derivative,
     pack_gradients,
+    to_parameters,
     zero_gradients,
 )
 from . import chunked
@@ -36,12 +37,6 @@ def _outputs(x: torch.Tensor, B: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     return x.new_empty(x.shape), x.new_empty(batch, groups, state, heads // groups * size, dtype=accumulation_dtype(x))
 
 
-def _parameters(x: torch.Tensor, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    dtype = accumulation_dtype(x)
-    return tuple(t if t is None or (t.dtype == dtype and t.is_contiguous()) else t.to(dtype).contiguous()
-                 for t in tensors)
-
-
 def _nc_ssd(
         x: torch.Tensor,
         dt: torch.Tensor,
@@ -54,7 +49,7 @@ def _nc_ssd(
     if x.shape[0] == 0:
         return _outputs(x, B)
     backend = _dispatch.select_backend(_OP, x.device)
-    A, D = _parameters(x, A, D)
+    A, D = to_parameters(accumulation_dtype(x), A, D)
     return backend.forward(x, dt, A, B, C, D, positive)
 
 
@@ -83,7 +78,7 @@ def _nc_ssd_backward(
     if x.shape[0] == 0:
         return zero_gradients(inputs)
     backend = _dispatch.select_backend(_OP, x.device)
-    A, D = _parameters(x, A, D)
+    A, D = to_parameters(accumulation_dtype(x), A, D)
     grads = backend.backward(dout, x, dt, A, B, C, D, state, positive)
     return pack_gradients(inputs, grads)
 

@@ -17,6 +17,7 @@ from .._library import (
     fake_gradients,
     no_second_derivative,
     pack_gradients,
+    to_parameters,
     zero_gradients,
 )
 from .._native import native_why_not
@@ -46,11 +47,6 @@ def _outputs(
     return (empty_map(u, 1 if merge else routes),
             u.new_empty(batch, routes, dim, A.shape[-1], dtype=dtype),
             u.new_empty(batch, routes, dim, chunks, A.shape[-1], dtype=dtype))
-
-
-def _parameters(dtype: torch.dtype, *tensors: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-    return tuple(x if x is None or (x.dtype == dtype and x.is_contiguous()) else x.to(dtype).contiguous()
-                 for x in tensors)
 
 
 _checked_tables = WeakIdKeyDictionary()
@@ -95,7 +91,7 @@ def _routed_scan(
     if index is not None and index.device.type == 'cpu':  # elsewhere the look would wait for the device
         _check_index(index, delta.shape[-1])
     dtype = accumulation_dtype(u)
-    A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
+    A, D, delta_bias = to_parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
     out, *states = backend.forward(u, delta, A, B, C, D, z, delta_bias, index, delta_softplus, reverse, merge)
     if not follows_map(out, u):
@@ -133,7 +129,7 @@ def _routed_scan_backward(
     if delta.shape[0] == 0:
         return zero_gradients(inputs)
     dtype = accumulation_dtype(u)
-    A, D, delta_bias = _parameters(dtype, A, D, delta_bias)
+    A, D, delta_bias = to_parameters(dtype, A, D, delta_bias)
     backend = _dispatch.select_backend('selective_scan', u.device)
     grads = backend.backward(dout, dlast_state, u, delta, A, B, C, D, z, delta_bias, index, checkpoints,
                              delta_softplus, reverse, merge)
