@@ -64,7 +64,7 @@ NATIVE = Extension(
     'visionssm_kernels.libvisionssm_native', [str(path) for path in sorted(Path('kernels/csrc').glob('*.c'))],
     depends=[str(path) for path in sorted(Path('kernels/csrc').glob('*.h'))], optional=True,
     extra_compile_args=['-O3', '-std=gnu11', '-fopenmp', '-fvisibility=hidden', '-fno-math-errno',
-                        '-Wno-psabi'],
+                        '-falign-loops=32', '-Wno-psabi'],
     extra_link_args=['-fopenmp'])
 
 setup(packages=find_packages(include=['visionssm*']) + find_packages('kernels'),

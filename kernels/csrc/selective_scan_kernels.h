@@ -2,12 +2,14 @@
  *
  * Lanes are channels, so sums over states need no shuffle and any state size fills the vectors. A chunk of 64 positions of
  * a vector of channels is a tile (2 or 4 KiB); maps are read into tiles through the route and written back the same way, so the
- * recurrence itself sees neither routes nor strides. It runs state by state over a chunk, a group of positions at a time:
- * decay rate and state stay in registers, and the exponentials are independent of each other. Tiles are filled up to a whole
- * group with steps of 0, which leave the state as it is.
+ * recurrence itself sees neither routes nor strides. For routes that do not follow memory a task copies its part of maps whose
+ * pixels are innermost, so that channels are. The recurrence runs state by state over a chunk, a group of positions at a
+ * time: decay rate and state stay in registers, and the exponentials are independent of each other. Tiles are filled up to
+ * a whole group with steps of 0, which leave the state as it is.
  */
 #define CHUNK VISIONSSM_CHUNK
 #define PITCH (CHUNK + 1) /* tiles of exactly 4 KiB would all compete for the same cache sets */
+#define MAX_PARTS 9
 
 /* Scratch of one thread, carved out of one aligned block; the sizes of the last rows depend on the states N. */
 typedef struct {
@@ -25,6 +27,7 @@ typedef struct {
     V *db, *dc;                                /* [N][PITCH]: sums over the blocks of a slab */
     V *dskip, *dbias;                          /* [blocks] */
     T *brow, *crow;                            /* [N][CHUNK] */
+    char *lent;                                /* copies of maps, NULL where no task takes any */
 } NAME(scratch);
 
 APART void NAME(fill_pixels)(NAME(tiles) *t, const scan_args *a, int64_t k, int64_t start, int len) {
@@ -345,19 +348,121 @@ APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, 
     }
 }
 
+/* What a task may take a copy of: its channels of a map, or the states of its group of B or C. */
+typedef struct {
+    const void **data;     /* in the arguments of the task, as are the strides */
+    int64_t *stride, rank; /* (B, K, D, L) or (B, K, G, N, L) */
+    int64_t group, first, count;
+    int shared, result; /* the same for all routes; written */
+    T *copy, *home;     /* home: where the part lies, NULL while there is no copy */
+    int64_t home_stride;
+} NAME(part);
+
+/* Lists the parts in `a`, the arguments of a task, and returns how many there are. */
+static int NAME(list_parts)(NAME(part) *parts, scan_args *a, int backward, int64_t g, int64_t d0, int64_t d1) {
+    int n = 0;
+#define PART(name, strides, ...) parts[n++] = (NAME(part)){(const void **)&a->name, a->strides, __VA_ARGS__, NULL, NULL, 0}
+#define MAP(name, shared, result) PART(name, name##_stride, 4, 0, d0, d1 - d0, shared, result)
+    MAP(u, a->shared_u != 0, 0);
+    MAP(delta, 0, 0);
+    MAP(z, 0, 0);
+    if (backward) {
+        MAP(dout, a->merge != 0, 0);
+        MAP(du, a->shared_u != 0, 1);
+        MAP(ddelta, 0, 1);
+        MAP(dz, 0, 1);
+    } else MAP(out, a->merge != 0, 1);
+    if (BLOCK && a->state >= BLOCK) { /* without squares copies of these save nothing */
+        if (a->b_groups) PART(B, b_stride, 5, g * a->b_groups / a->groups, 0, a->state, 0, 0);
+        if (a->c_groups) PART(C, c_stride, 5, g * a->c_groups / a->groups, 0, a->state, 0, 0);
+    }
+#undef MAP
+#undef PART
+    return n;
+}
+
+/* Whether pixels are innermost, so that a route that does not follow memory would read number by number. */
+static int NAME(is_planar)(const NAME(part) *p) {
+    return *p->data && p->stride[p->rank - 2] != 1 && p->stride[p->rank - 1] == 1;
+}
+
+static size_t NAME(copy_size)(const NAME(part) *p, int64_t length) {
+    return (sizeof(T) * p->count * length + 63) / 64 * 64;
+}
+
+/* Puts copies with channels innermost in the place of planar parts, either of those that all routes share or of the others;
+ * returns the memory that is left. */
+static char *NAME(lend)(NAME(part) *parts, int n, int shared, int64_t b, int64_t k, int64_t length, char *memory) {
+    for (NAME(part) *p = parts; p < parts + n; p++) {
+        if (p->shared != shared || !NAME(is_planar)(p)) continue;
+        int64_t *inner = p->stride + p->rank - 2;
+        p->home = (T *)*p->data + b * p->stride[0] + k * p->stride[1] + p->first * inner[0];
+        if (p->rank == 5) p->home += p->group * p->stride[2];
+        p->home_stride = inner[0];
+        p->copy = (T *)memory;
+        if (!p->result) NAME(turn)(p->copy, p->count, p->home, p->home_stride, p->count, length);
+        *p->data = p->copy - p->first; /* channels keep their numbers */
+        memset(p->stride, 0, sizeof(int64_t) * p->rank);
+        inner[0] = 1;
+        inner[1] = p->count;
+        memory += NAME(copy_size)(p, length);
+    }
+    return memory;
+}
+
+/* Ends what `lend` began: writes results to where they belong. */
+static void NAME(give_back)(NAME(part) *parts, int n, int shared, int64_t length) {
+    for (NAME(part) *p = parts; p < parts + n; p++) {
+        if (p->shared != shared || !p->home) continue;
+        if (p->result) NAME(turn)(p->home, p->home_stride, p->copy, p->count, length, p->count);
+        p->home = NULL;
+    }
+}
+
+/* Whether a route follows memory, forwards or backwards. */
+static int NAME(follows_memory)(const scan_args *a, int64_t k) {
+    if (!a->index || a->length == 1) return 1;
+    const int32_t *pixel = a->index + k * a->length, step = pixel[1] - pixel[0];
+    int64_t l = 1;
+    if (step == 1 || step == -1)
+        while (l < a->length && pixel[l] - pixel[l - 1] == step) l++;
+    return l == a->length;
+}
+
+/* Bytes of the copies that a task takes at once; 0 where all routes follow memory and read squares of the maps as they lie. */
+static size_t NAME(lent_size)(const scan_args *a, int backward) {
+    scan_args own = *a;
+    NAME(part) parts[MAX_PARTS];
+    size_t size = 0;
+    for (int n = NAME(list_parts)(parts, &own, backward, 0, 0, a->slab); n > 0; n--)
+        if (NAME(is_planar)(parts + n - 1)) size += NAME(copy_size)(parts + n - 1, a->length);
+    for (int64_t k = 0; k < a->routes; k++)
+        if (!NAME(follows_memory)(a, k)) return size;
+    return 0;
+}
+
 /* One task: a slab of channels of one batch element; `k` < 0 runs all routes in order. */
 TARGET static void NAME(task)(const scan_args *a, NAME(scratch) *s, int backward, int64_t b, int64_t k, int64_t g, int64_t slab) {
     const int64_t width = a->dim / a->groups, d0 = g * width + slab * a->slab;
     const int64_t d1 = d0 + a->slab < (g + 1) * width ? d0 + a->slab : (g + 1) * width;
     const int64_t first = k < 0 ? 0 : k, last = k < 0 ? a->routes : k + 1;
+    scan_args own = *a;
+    NAME(part) parts[MAX_PARTS];
+    const int n = s->lent ? NAME(list_parts)(parts, &own, backward, g, d0, d1) : 0;
+    char *memory = NAME(lend)(parts, n, 1, b, 0, a->length, s->lent);
+    const scan_args each = own;
     for (k = first; k < last; k++) {
-        if (backward) NAME(backward_slab)(a, s, b, k, g, slab, d0, d1);
-        else NAME(forward_slab)(a, s, b, k, g, d0, d1);
+        if (n && !NAME(follows_memory)(a, k)) NAME(lend)(parts, n, 0, b, k, a->length, memory);
+        if (backward) NAME(backward_slab)(&own, s, b, k, g, slab, d0, d1);
+        else NAME(forward_slab)(&own, s, b, k, g, d0, d1);
+        NAME(give_back)(parts, n, 0, a->length);
+        own = each;
     }
+    NAME(give_back)(parts, n, 1, a->length);
 }
 
 /* Lays the scratch of a thread out in one block of memory; returns its size, and fills `s` if `base` is given. */
-static size_t NAME(layout)(const scan_args *a, NAME(scratch) *s, char *base) {
+static size_t NAME(layout)(const scan_args *a, size_t lent, NAME(scratch) *s, char *base) {
     const size_t blocks = (a->slab + LANES - 1) / LANES, rows = sizeof(V) * a->state * blocks;
     const size_t sums = sizeof(V) * a->state * PITCH, matrix = sizeof(T) * a->state * CHUNK;
     char *p = base;
@@ -377,7 +482,9 @@ static size_t NAME(layout)(const scan_args *a, NAME(scratch) *s, char *base) {
     CARVE(dbias, V, sizeof(V) * blocks);
     CARVE(brow, T, matrix);
     CARVE(crow, T, matrix);
+    CARVE(lent, char, lent);
 #undef CARVE
+    if (base && !lent) s->lent = NULL;
     return (size_t)(p - base);
 }
 
@@ -387,7 +494,7 @@ static int NAME(run)(const scan_args *a, int backward) {
     /* routes that add into one map run one after the other */
     const int64_t parallel_routes = (backward ? a->shared_u : a->merge) ? 1 : a->routes;
     const int64_t tasks = a->batch * parallel_routes * a->groups * a->slabs;
-    const size_t size = NAME(layout)(a, NULL, NULL);
+    const size_t lent = NAME(lent_size)(a, backward), size = NAME(layout)(a, lent, NULL, NULL);
     int64_t next = 0;
     /* a shared counter instead of `omp for`: no barrier but the last, and a thread without memory just takes no task */
 #pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
@@ -395,7 +502,7 @@ static int NAME(run)(const scan_args *a, int backward) {
         char *memory = malloc(size + 64);
         if (memory) {
             NAME(scratch) s;
-            NAME(layout)(a, &s, (char *)(((uintptr_t)memory + 63) / 64 * 64));
+            NAME(layout)(a, lent, &s, (char *)(((uintptr_t)memory + 63) / 64 * 64));
             const unsigned mode = flush_denormals();
             for (;;) {
                 int64_t task;
@@ -417,3 +524,4 @@ static int NAME(run)(const scan_args *a, int backward) {
 #undef RETREAT_PASS
 #undef CHUNK
 #undef PITCH
+#undef MAX_PARTS

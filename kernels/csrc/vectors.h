@@ -185,6 +185,18 @@ APART void NAME(store_tile)(const V *tile, T *dst, int64_t sd, int64_t sl, NAME(
     }
 }
 
+/* Turns a matrix over: column j of `src` becomes row j of `dst`. */
+APART void NAME(turn)(T *dst, int64_t dst_row, const T *src, int64_t src_row, int64_t rows, int64_t columns) {
+    int64_t row = 0, column = 0;
+#if BLOCK
+    row = rows / BLOCK * BLOCK, column = columns / BLOCK * BLOCK;
+    for (int64_t i = 0; i < row; i += BLOCK)
+        for (int64_t j = 0; j < column; j += BLOCK) TRANSPOSE(dst + j * dst_row + i, dst_row, src + i * src_row + j, src_row);
+#endif
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = i < row ? column : 0; j < columns; j++) dst[j * dst_row + i] = src[i * src_row + j];
+}
+
 /* Reads a matrix (lanes, N) of rows of N into vectors; missing lanes become 0. */
 APART void NAME(load_rows)(V *dst, const T *src, int64_t row, int64_t n, int lanes, T scale) {
     int64_t first = 0;
@@ -215,11 +227,19 @@ APART void NAME(store_rows)(const V *src, T *dst, int64_t row, int64_t n, int la
 APART void NAME(load_matrix)(T *dst, int64_t pitch, const T *src, int64_t n, int64_t sn, int64_t sl, NAME(place) at) {
     int64_t state = 0;
 #if BLOCK
-    if (at.run && sn == 1) {
+    if (sn == 1) {
         const int whole = at.len / BLOCK * BLOCK;
         for (; state + BLOCK <= n; state += BLOCK) {
-            for (int i = 0; i < whole; i += BLOCK)
-                TRANSPOSE(dst + state * pitch + i, pitch, src + state + at.pixel[i] * sl, at.run * sl);
+            for (int i = 0; i < whole; i += BLOCK) {
+                if (at.run) {
+                    TRANSPOSE(dst + state * pitch + i, pitch, src + state + at.pixel[i] * sl, at.run * sl);
+                    continue;
+                }
+                T square[BLOCK * BLOCK];
+                for (int j = 0; j < BLOCK; j++)
+                    memcpy(square + j * BLOCK, src + state + at.pixel[i + j] * sl, sizeof(T) * BLOCK);
+                TRANSPOSE(dst + state * pitch + i, pitch, square, BLOCK);
+            }
             for (int64_t j = state; j < state + BLOCK; j++)
                 for (int i = whole; i < at.len; i++) dst[j * pitch + i] = src[j + at.pixel[i] * sl];
         }

@@ -88,6 +88,18 @@ def test_channels_last_maps_give_the_same_result(cpu_backend):
         assert_same_results(results_and_gradients(scan, other), results_and_gradients(scan, inputs), 1e-12, 1e-12)
 
 
+@pytest.mark.parametrize(('name', 'merge', 'groups', 'own_maps'), [
+    ('cross', 'sum', None, False), ('cross', 'none', 2, True), ('diagonal', 'sum', 2, True),
+    ('snake', 'none', None, False)])
+def test_layout_of_maps_changes_no_bit_of_the_native_results(name, merge, groups, own_maps):
+    inputs = make_inputs(2, 40, 9, 10, 9, groups=groups, own_maps=own_maps, dtype=torch.float32)
+    other = {key: x.movedim(-3, -1).contiguous().movedim(-1, -3) if x.ndim > 2 else x for key, x in inputs.items()}
+    with use_backend('native'):
+        scan = functools.partial(selective_scan_2d, routes=name, merge=merge, delta_softplus=True)
+        planar, innermost = (results_and_gradients(scan, maps) for maps in (inputs, other))
+    assert all(torch.equal(x, innermost[key]) for key, x in planar.items())
+
+
 def test_half_precision_rounds_after_the_merge(cpu_backend):
     inputs = make_inputs(1, 16, 8, 9, 1, dtype=torch.float32)
     half = {name: x.bfloat16() if x.ndim > 2 else x for name, x in inputs.items()}
