@@ -7,7 +7,8 @@ import functools
 import math
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -48,11 +49,6 @@ def threads_for(operations: int) -> int:
     return min(torch.get_num_threads(), 1 + operations // _GRAIN)
 
 
-def _pointers(names: Iterable[str], tensors: Mapping[str, torch.Tensor | None]) -> list[int]:
-    found = [tensors.get(name) for name in names]
-    return [0 if x is None else x.data_ptr() for x in found]
-
-
 class Arguments:
     """A structure of the library, which holds nothing but numbers and pointers of eight bytes: Python packs it at once.
 
@@ -60,8 +56,8 @@ class Arguments:
         fields: Name and count of numbers of every field, in the order of the header.
     """
 
-    def __init__(self, sizes: Iterable[str], inputs: Iterable[str], strides: Mapping[str, tuple[str, int]],
-                 results: Iterable[str]) -> None:
+    def __init__(self, sizes: Sequence[str], inputs: Sequence[str], strides: Mapping[str, tuple[str, int]],
+                 results: Sequence[str]) -> None:
         """Lists the fields.
 
         Args:
@@ -70,24 +66,39 @@ class Arguments:
             strides: Field without `_stride` to the tensor that it is of, and its number of dimensions.
             results: Names of the other tensors.
         """
-        self._inputs, self._strides, self._results = tuple(inputs), tuple(strides.values()), tuple(results)
-        self.fields = [*((name, 1) for name in (*sizes, *self._inputs)),
+        self.fields = [*((name, 1) for name in (*sizes, *inputs)),
                        *((f'{field}_stride', rank) for field, (_, rank) in strides.items()),
-                       *((name, 1) for name in self._results)]
-        self._struct = struct.Struct(f'{sum(count for _, count in self.fields)}q')
+                       *((name, 1) for name in results)]
+        at = dict(zip((name for name, _ in self.fields), accumulate((count for _, count in self.fields), initial=0)))
+        found = {tensor: (at[f'{field}_stride'], rank) for field, (tensor, rank) in strides.items()}
+        self._places = {name: (at[name], *found.get(name, (0, 0))) for name in (*inputs, *results)}
+        self._zeros = [0] * sum(count for _, count in self.fields)
+        self._struct = struct.Struct(f'{len(self._zeros)}q')
 
-    def pack(self, sizes: Iterable[int], tensors: Mapping[str, torch.Tensor | None]) -> bytes:
+    def pack(
+            self,
+            sizes: Sequence[int],
+            tensors: Mapping[str, torch.Tensor | None],
+            broadcast: Iterable[str] = (),
+    ) -> bytes:
         """Returns the structure; it holds pointers into the tensors, and zeros for those that are absent.
 
         Args:
             sizes: The plain numbers, in the order of the header.
             tensors: Tensors by name; one of another number of dimensions than its strides have gets none.
+            broadcast: Names of tensors whose dimension 1 has one entry for all: its stride is 0.
         """
-        numbers = [*sizes, *_pointers(self._inputs, tensors)]
-        for name, rank in self._strides:
-            x = tensors.get(name)
-            numbers += (0,) * rank if x is None or x.ndim != rank else x.stride()
-        return self._struct.pack(*numbers, *_pointers(self._results, tensors))
+        numbers = self._zeros.copy()
+        numbers[:len(sizes)] = sizes
+        for name, x in tensors.items():
+            if x is not None:
+                pointer, first, rank = self._places[name]
+                numbers[pointer] = x.data_ptr()
+                if rank and x.ndim == rank:
+                    numbers[first:first + rank] = x.stride()
+        for name in broadcast:
+            numbers[self._places[name][1] + 1] = 0
+        return self._struct.pack(*numbers)
 
 
 @functools.cache

@@ -43,22 +43,22 @@ class _Call:
         # in the backward pass every slab keeps sums of its own for the gradients of B and C
         tasks = 8 if 'dout' in tensors else 16
         slab, self.slabs = cut_channels(self.batch, self.groups, self.dim // self.groups, tasks)
+        shared_u = tensors['u'].shape[1] < self.routes
+        # maps that all routes share
+        self.shared = (('u', 'du') if shared_u else ()) + (('out', 'dout') if merge else ())
         self.sizes = (
             self.batch, self.routes, self.dim, self.state, self.length, self.groups, b_groups, c_groups, slab,
-            self.slabs, delta_softplus, reverse, merge, tensors['u'].shape[1] < self.routes, torch.get_num_threads())
+            self.slabs, delta_softplus, reverse, merge, shared_u, torch.get_num_threads())
 
     def empty(self, *shape: int) -> torch.Tensor:
-        """Makes an output in the accumulation dtype."""
-        return torch.empty(shape, dtype=self.dtype)
+        """Makes an output in the accumulation dtype, which is that of A."""
+        return self.tensors['A'].new_empty(shape)
 
     def run(self, backward: bool, **results: torch.Tensor | None) -> None:
         """Runs the library on outputs and what they are computed from."""
-        tensors = self.tensors | results
-        if self.routes > 1:  # a map that all routes share has one, with stride 0
-            tensors |= {name: tensors[name].expand(-1, self.routes, -1, -1) for name in ('u', 'dout', 'out', 'du')
-                        if tensors.get(name) is not None}
         failed = native_library().visionssm_selective_scan(
-            ARGUMENTS.pack(self.sizes, tensors), self.dtype == torch.float64, backward, instruction_set())
+            ARGUMENTS.pack(self.sizes, self.tensors | results, self.shared), self.dtype == torch.float64, backward,
+            instruction_set())
         if failed:
             raise MemoryError('selective_scan: no memory for the scratch space of the native kernels')
 
