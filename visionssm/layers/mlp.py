@@ -46,7 +46,7 @@ class Mlp(_Mlp):
 
     @torch.jit.unused
     def _pieces(self, x: torch.Tensor) -> int:
-        return count_pieces(x, x.shape[:-1].numel(), self.rows, self)
+        return count_pieces(x, x.numel() // x.shape[-1], self.rows, self)
 
     @torch.jit.unused
     def _by_pieces(self, x: torch.Tensor, pieces: int) -> torch.Tensor:

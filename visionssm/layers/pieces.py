@@ -22,8 +22,11 @@ def count_pieces(x: torch.Tensor, numbers: int, most: int, module: nn.Module) ->
     Returns:
         1 where a graph is made, where gradients are needed, in training and on other devices than a CPU.
     """
+    # in front of all that looks at sizes, which a graph would take for constants
+    if torch.is_grad_enabled() or not x.is_cpu or torch.jit.is_tracing() or is_traced(x):
+        return 1
     pieces = numbers // most
-    if pieces < 2 or torch.is_grad_enabled() or not x.is_cpu or torch.jit.is_tracing() or is_traced(x):
+    if pieces < 2:
         return 1
     if any(m.training or m is not module and (m._forward_hooks or m._forward_pre_hooks) for m in module.modules()):
         return 1

@@ -71,7 +71,8 @@ class Stage(nn.Module):
 
     @torch.jit.unused
     def _pieces(self, x: torch.Tensor) -> int:
-        return min(len(x), count_pieces(x, _WIDEST * x.numel(), _MOST, self))
+        pieces = count_pieces(x, _WIDEST * x.numel(), _MOST, self)
+        return pieces if pieces == 1 else min(len(x), pieces)
 
     @torch.jit.unused
     def _by_pieces(self, x: torch.Tensor, pieces: int) -> torch.Tensor:
