@@ -1,6 +1,7 @@
 """Build entry: setup.cfg holds the metadata; this file finds both packages and what lies outside them."""
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
@@ -39,6 +40,17 @@ class BuildNative(build_ext):
 
     def get_export_symbols(self, ext: Extension) -> list[str]:
         return ext.export_symbols
+
+    def build_extensions(self) -> None:
+        compile_files = self.compiler.compile
+
+        def compile_at_once(sources: list[str], *args: object, **kwargs: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                made = pool.map(lambda source: compile_files([source], *args, **kwargs), sources)
+                return [file for files in made for file in files]
+
+        self.compiler.compile = compile_at_once
+        super().build_extensions()
 
     def build_extension(self, ext: Extension) -> None:
         try:

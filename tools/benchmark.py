@@ -10,6 +10,7 @@ within rounds. Finished sizes are kept in the JSON: after a stop the same comman
 """
 import argparse
 import dataclasses
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ try:
         Judged,
         add_result_options,
         describe_failure,
+        describe_megabytes,
         describe_places,
         describe_quotient,
         describe_setup,
@@ -196,7 +198,7 @@ def _cell_table(cell: Cell) -> list[str]:
         for peer in peers:
             found = None if row['model'] == peer else ratio(cell, row['model'], peer)
             ratios.append(describe_quotient(found) if found else '')
-        memory = f'{row["peak_memory"] / 1e6:.0f}' if 'peak_memory' in row else ''
+        memory = describe_megabytes(row['peak_memory']) if 'peak_memory' in row else ''
         speed = row['images_per_s']
         rows.append([name, f'{row["ms"]:.2f}', f'{speed:.{1 if speed >= 10 else 3}f}', memory, *ratios])
     return make_table(['model', 'ms', 'images/s', 'peak MB', *(f'time / {short(peer)}' for peer in peers)], rows)
@@ -338,7 +340,7 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     for option, value in least.items():
         if value < 1:
             parser.error(f'{option} must be 1 or more, got {value}')
-    if args.warmup < 0 or args.min_seconds < 0:
+    if args.warmup < 0 or not 0 <= args.min_seconds < math.inf:
         parser.error('--warmup and --min-seconds must be 0 or more')
 
 
@@ -367,7 +369,8 @@ def _measure_all(args: argparse.Namespace, kept: list[Cell]) -> list[Cell]:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    return report_cells(args, lambda kept: _measure_all(args, kept), make_report, judge_bars, draw)
+    return report_cells(args, lambda kept: _measure_all(args, kept), make_report, judge_bars, draw,
+                        ('task', 'size', 'models', 'peers'))
 
 
 # a device that cannot be used raises a RuntimeError or an AssertionError

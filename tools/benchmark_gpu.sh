@@ -15,6 +15,7 @@ if [ "${1:-}" = --with-mamba-ssm ]; then
     with_mamba_ssm=1
     shift
 fi
+case ${1:-} in -*) set -- ;; esac  # --help, or an option that there is not
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "usage: $0 [--with-mamba-ssm] FOLDER [DEVICE]" >&2
     exit 2
@@ -24,7 +25,8 @@ device=${2:-cuda}
 python=${PYTHON:-python3}
 tools=$(dirname "$0")
 mkdir -p "$folder" || exit 1
-"$python" -c "import torch; torch.zeros(1, device='$device')" || { echo "error: no device $device" >&2; exit 1; }
+"$python" -c "import torch; torch.zeros(1, device='$device')" ||
+    { echo "error: $python has no PyTorch, or none that can use $device (PYTHON names another)" >&2; exit 1; }
 
 failed=0
 # tool, name, seconds, then the options of the benchmark

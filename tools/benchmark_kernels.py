@@ -11,6 +11,7 @@ are kept in the JSON: after a stop the same command goes on.
 import argparse
 import dataclasses
 import itertools
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ try:
         Judged,
         add_result_options,
         describe_failure,
+        describe_megabytes,
         describe_places,
         describe_quotient,
         describe_setup,
@@ -150,7 +152,7 @@ def _table_row(cell: Cell, row: dict[str, Any]) -> list[str]:
     found = time_over(cell, row['contestant'], chosen(cell))
     return [shape, row['contestant'], f'{row["ms"]:.3f}', f'{row["least_ms"]:.3f}',
             describe_quotient(found) if found and not row.get('chosen') else '',
-            f'{row["peak_memory"] / 1e6:.1f}' if row.get('peak_memory') is not None else '',
+            describe_megabytes(row['peak_memory']) if row.get('peak_memory') is not None else '',
             f'{row["bandwidth"] / 1e9:.1f}' if 'bandwidth' in row else '',
             f'{100 * row["bandwidth"] / row["copy_bandwidth"]:.0f} %' if 'bandwidth' in row else '',
             f'{row["difference"]:.1e}' if 'difference' in row else 'not compared']
@@ -304,11 +306,11 @@ def _check_options(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
                 parser.error(f'--shape of {names[0]} takes {" ".join(axes)}, each 1 or more, got {shape}')
     for option, value, least in (('--rounds', args.rounds, 1), ('--threads', args.threads, 1),
                                  ('--min-seconds', args.min_seconds, 0), ('--max-seconds', args.max_seconds, 0)):
-        if value < least:
+        if not least <= value < math.inf:
             parser.error(f'{option} must be {least} or more, got {value}')
     if args.preset == 'gpu' and torch.device(args.device).type == 'cpu' and not args.shape:
         parser.error('--preset gpu is for a GPU: give --device, or small cases by --op and --shape')
-    if args.compile_seconds <= 0:
+    if not 0 < args.compile_seconds < math.inf:
         parser.error(f'--compile-seconds must be above 0, got {args.compile_seconds}')
 
 
@@ -357,7 +359,8 @@ def _measure_all(args: argparse.Namespace, kept: list[Cell]) -> list[Cell]:
 
 
 def _benchmark(args: argparse.Namespace) -> int:
-    return report_cells(args, lambda kept: _measure_all(args, kept), make_report, judge_bars, draw)
+    return report_cells(args, lambda kept: _measure_all(args, kept), make_report, judge_bars, draw,
+                        ('op', 'shape', 'pass', 'dtype'))
 
 
 # a device that cannot be used raises a RuntimeError or an AssertionError

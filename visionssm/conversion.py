@@ -343,8 +343,9 @@ def convert_back(source: Source, name: str | None = None) -> Conversion:
     """
     state_dict, known = _ours(source, name)
     model = known.build(meta=True)
-    gaps = find_differences(shapes_of(model.state_dict()), shapes_of(state_dict))
-    fitting = sum(shapes_of(state_dict).get(key) == shape for key, shape in shapes_of(model.state_dict()).items())
+    given, wanted = shapes_of(state_dict), shapes_of(model.state_dict())
+    gaps = find_differences(wanted, given)
+    fitting = sum(given.get(key) == shape for key, shape in wanted.items())
     family, official_class = family_of(model), known.official_class or str(getattr(model, 'official_class', ''))
     if family is None or not official_class:
         raise CheckpointError(f'{known.name or type(model).__name__} has no official code, so there is no layout to go '

@@ -135,9 +135,19 @@ def set_strict(strict: bool | None) -> None:
     _strict = strict
 
 
+def environment_switch(name: str, default: bool) -> bool:
+    """Returns an environment variable that is 0 or 1; the default where it is not set or empty."""
+    value = os.environ.get(name)
+    if not value:
+        return default
+    if value not in ('0', '1'):
+        raise ValueError(f'{name} got {value!r}; allowed: 0, 1')
+    return value == '1'
+
+
 def is_strict() -> bool:
     """Says whether a backend that cannot run is an error."""
-    return os.environ.get(ENV_STRICT, '0') not in ('', '0') if _strict is None else _strict
+    return environment_switch(ENV_STRICT, False) if _strict is None else _strict
 
 
 def requested_backend() -> str:
@@ -157,6 +167,11 @@ def _candidates(name: str, device_type: str) -> tuple[str, ...]:
     if name == 'cpu':
         return ('native', 'chunked', 'reference')
     return (name, *(other for other in order if other != name))
+
+
+def _forbids_others(name: str, backends: dict[str, Backend]) -> bool:
+    """Says whether no other may run where a backend cannot; an op that never had it falls back unless asked for it."""
+    return (name in backends or requested_backend() == name) and is_strict()
 
 
 def _reasons(refused: list[tuple[str, str | None]]) -> str:
@@ -208,8 +223,7 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
             _log_once(op, name, device_type, refused, requested)
             return _import(backend.module)
         refused.append((name, reason))
-        # An op that never had a backend does not fall back: nobody asked for it by name
-        if (name in backends or requested == name) and is_strict():
+        if _forbids_others(name, backends):
             raise RuntimeError(
                 f'{op} cannot run on {device_type} with backend {name!r}: {reason}. Strict mode forbids a fall-back: '
                 f'choose another with use_backend(...) or {ENV_BACKEND}, or call set_strict(False)')
@@ -217,7 +231,10 @@ def select_backend(op: str, device: torch.device) -> ModuleType:
 
 
 class BackendState(NamedTuple):
-    """What becomes of a backend of an op on a device type: 'chosen', 'can run', or 'cannot run', then with a reason."""
+    """What becomes of a backend of an op on a device type: 'chosen', 'can run', or 'cannot run', then with a reason.
+
+    None is chosen where strict mode makes the op an error.
+    """
     op: str
     device: str
     backend: str
@@ -236,9 +253,11 @@ def backend_states() -> list[BackendState]:
         for device_type in device_types:
             order = _candidates(requested_backend(), device_type)
             reasons = {name: backend.why_not(device_type) for name, backend in backends.items()}
-            chosen = next((name for name in order if name in reasons and reasons[name] is None), None)
+            # the first that can run, or after which strict mode lets no other run
+            last = next((name for name in order
+                         if reasons.get(name, '') is None or _forbids_others(name, backends)), None)
             for name, reason in reasons.items():
-                state = 'chosen' if name == chosen else 'can run' if reason is None else 'cannot run'
+                state = 'cannot run' if reason is not None else 'chosen' if name == last else 'can run'
                 states.append(BackendState(op, device_type, name, state, reason or ''))
     return states
 

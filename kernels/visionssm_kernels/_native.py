@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from ._dispatch import environment_switch
+
 ABI = 4
 ENV_NATIVE = 'VISIONSSM_NATIVE'
 LIBRARY = Path(__file__).with_name('libvisionssm_native.so')
@@ -122,7 +124,7 @@ def native_why_not(device_type: str) -> str | None:
     """Says why the native library cannot run on a device type, None if it can."""
     if device_type != 'cpu':
         return f'the native library runs on the CPU, not on {device_type}'
-    if os.environ.get(ENV_NATIVE, '1') == '0':
+    if not environment_switch(ENV_NATIVE, True):
         return f'{ENV_NATIVE}=0'
     return _load()[1]
 

@@ -12,6 +12,7 @@ from timm.models import get_pretrained_cfg
 import visionssm
 from visionssm.checkpoints import CheckpointError, Entry, entries, find_entry, list_weights
 from visionssm.checkpoints.catalogue import parse, split_hub, without_weights
+from visionssm.models._detect import Unfilled
 from visionssm.models._official import families
 from visionssm.models._tasks import TASKS, task_modules
 from visionssm.utils.paths import config_root
@@ -119,7 +120,7 @@ def official_shapes(entry: Entry) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize('entry', {(entry.model, entry.keys): entry for entry in MODELS}.values(), ids=ids)
 def test_the_keys_of_the_official_file_fit_the_model(entry: Entry):
     shapes = official_shapes(entry)
-    with torch.device('meta'):
+    with Unfilled(), torch.device('meta'):
         model = visionssm.create_model(entry.model)
         given = sys.modules[type(model).__module__].checkpoint_filter_fn(shapes, model)
     assert {key: value.shape for key, value in given.items()} == {
@@ -130,7 +131,7 @@ def test_the_keys_of_the_official_file_fit_the_model(entry: Entry):
 @pytest.mark.parametrize('entry', {entry.keys: entry for entry in DENSE}.values(), ids=ids)
 def test_the_keys_of_official_backbones_fit_the_models(entry: Entry):
     shapes = official_shapes(entry)
-    with torch.device('meta'):
+    with Unfilled(), torch.device('meta'):
         given = visionssm.from_official(entry.family, shapes).backbone.state_dict()
         wanted = visionssm.create_model(entry.model).state_dict()
     assert len(given) > 50

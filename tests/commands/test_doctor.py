@@ -71,6 +71,25 @@ def test_a_slow_backend_that_was_asked_for_is_pointed_out(monkeypatch):
     assert 'VISIONSSM_BACKEND asks for reference' in doctor.advice(backend_states())
 
 
+def test_operators_that_strict_mode_makes_an_error_are_a_problem(run, monkeypatch):
+    monkeypatch.setenv('VISIONSSM_STRICT', '1')
+    assert run('doctor', '--no-selftest').code == 0, 'each operator has what models ask for'
+    monkeypatch.setenv('VISIONSSM_BACKEND', 'triton')
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    done = run('doctor', '--no-selftest', '--json')
+    assert done.code == 1 and "cannot run with the backend that 'triton' means" in done.json['problems'][0]
+    for op in _registry:
+        assert f'{op} on cpu' in done.json['problems'][0]
+
+
+@pytest.mark.parametrize('given', ['0', 'abc', '2,x', '-1'])
+def test_a_number_of_threads_that_is_ignored_is_pointed_out(monkeypatch, given):
+    monkeypatch.setenv('OMP_NUM_THREADS', given)
+    assert any(f'OMP_NUM_THREADS={given} is no number' in line for line in doctor.advice(backend_states()))
+    monkeypatch.setenv('OMP_NUM_THREADS', '2,1')
+    assert not any('OMP_NUM_THREADS' in line for line in doctor.advice(backend_states()))
+
+
 def test_missing_and_old_packages_come_with_their_command(monkeypatch):
     monkeypatch.setattr(importlib.metadata, 'requires', lambda name: [
         'torch>=99', "nonsuch>=1; extra == 'mm'", "nonsuch>=1; extra == 'seg'", "visionssm[mm]; extra == 'seg'",

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from visionssm_kernels import _dispatch, backend_report, set_strict, use_backend
+from visionssm_kernels._native import native_why_not
 
 CPU, META = torch.device('cpu'), torch.device('meta')
 
@@ -88,6 +89,37 @@ def test_strict_mode_raises_instead(how, monkeypatch):
     with use_backend('triton'), pytest.raises(RuntimeError, match="backend 'triton': no compiler. Strict mode forbids"):
         selected()
     assert selected() == 'json'
+
+
+@pytest.mark.parametrize(('name', 'device', 'state'), [
+    ('triton', CPU, 'can run'), ('native', CPU, 'chosen'), ('auto', CPU, 'chosen'),
+    ('native', META, 'can run')], ids=str)
+def test_the_report_of_strict_mode_is_what_it_does(monkeypatch, name, device, state):
+    monkeypatch.setenv(_dispatch.ENV_STRICT, '1')
+    monkeypatch.setattr(_dispatch, '_ORDER', {**_dispatch._ORDER, 'meta': ('native', 'chunked')})
+    monkeypatch.setattr(torch.accelerator, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda: META)
+    with use_backend(name):
+        states = [found for found in _dispatch.backend_states() if found.device == device.type]
+        best, = (found.state for found in states if found.backend == ('native' if device is CPU else 'chunked'))
+        assert best == state and (state == 'chosen') == any(found.state == 'chosen' for found in states)
+        if state == 'chosen':
+            assert selected(device) == 'json'
+        else:
+            with pytest.raises(RuntimeError, match='Strict mode forbids'):
+                selected(device)
+
+
+def test_switches_are_0_or_1(monkeypatch):
+    monkeypatch.setenv(_dispatch.ENV_STRICT, 'yes')
+    with pytest.raises(ValueError, match="VISIONSSM_STRICT got 'yes'; allowed: 0, 1"):
+        _dispatch.is_strict()
+    monkeypatch.setenv('VISIONSSM_NATIVE', 'no')
+    with pytest.raises(ValueError, match="VISIONSSM_NATIVE got 'no'"):
+        native_why_not('cpu')
+    for value in ('', '0'):
+        monkeypatch.setenv(_dispatch.ENV_STRICT, value)
+        assert not _dispatch.is_strict()
 
 
 def test_first_use_is_logged_once(caplog):

@@ -138,11 +138,11 @@ def test_variables_of_a_config_are_no_mistake(toy_config):
     check_config(toy_config(my_epochs=3, data_root='somewhere', img_size=8))
 
 
-def test_a_wrong_config_gives_one_line_and_no_traceback(toy_config, run_tool):
-    done = run_tool(toy_config(), '--cfg-options', 'model.model.name=tset_vit')
-    assert done.returncode == 1
-    assert 'Traceback' not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if "Unknown model 'tset_vit'" in line]
+def test_a_wrong_config_gives_one_line_and_no_traceback(on_disk, capsys):
+    assert train([on_disk(), '--cfg-options', 'model.model.name=tset_vit']) == 1
+    error = capsys.readouterr().err
+    assert 'Traceback' not in error
+    lines = [line for line in error.splitlines() if "Unknown model 'tset_vit'" in line]
     assert len(lines) == 1
     assert "'test_vit'" in lines[0]
 

@@ -117,9 +117,12 @@ def test_attention_leaves_the_rest_of_a_head_unturned():
 
 def test_star_relu_is_a_scaled_square_and_is_drawn_anew():
     act, x = StarReLU(), torch.randn(50)
-    torch.testing.assert_close(act(x), F.relu(x).square())
     with torch.no_grad():
+        act.scale.fill_(3.)
         act.bias.fill_(5.)
+        expected = 3 * F.relu(x).square() + 5
+        torch.testing.assert_close(act(x.clone()), expected)
+    torch.testing.assert_close(act(x), expected)
     act.reset_parameters()
     assert act.bias.item() == 0.
 

@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 import visionssm
+from visionssm.models._detect import Unfilled
 from visionssm.models._official import families, find_official, translate_key
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -148,7 +149,7 @@ def listed(family: str, key_list: dict) -> tuple[str, str, dict, int]:
 def test_released_sizes_load_strictly(key_list):
     family, content = key_list
     official_class, prefix, config, size = listed(family, content)
-    with torch.device('meta'):
+    with Unfilled(), torch.device('meta'):
         model = visionssm.from_official(
             family, meta_state_dict(content['keys'], prefix), config, official_class=official_class)
     assert sum(p.numel() for p in model.parameters()) == size
@@ -160,7 +161,7 @@ def test_released_sizes_load_strictly(key_list):
 def test_released_sizes_are_inferred_from_their_keys(key_list):
     family, content = key_list
     official_class, prefix, _, size = listed(family, content)
-    with torch.device('meta'):
+    with Unfilled(), torch.device('meta'):
         model = visionssm.from_official(family, meta_state_dict(content['keys'], prefix))
     assert sum(p.numel() for p in model.parameters()) == size
 

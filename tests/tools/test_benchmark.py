@@ -82,7 +82,7 @@ def test_the_published_comparison_is_a_preset(tool):
         (['vim_tiny'], [], 32, 128), (['vim_tiny'], [], 64, 128)]
 
 
-def test_after_a_stop_only_what_is_missing_is_measured(tool, run, asked, monkeypatch):
+def test_after_a_stop_only_what_is_missing_is_measured(tool, run, asked, monkeypatch, tmp_path):
     command = ['vim_pico', '--peers', 'test_vit', '--size', 32, 48, 64]
     whole = tool.measure
 
@@ -99,8 +99,19 @@ def test_after_a_stop_only_what_is_missing_is_measured(tool, run, asked, monkeyp
     assert code == 0 and [cell['size'] for cell in asked] == [32, 48, 64] and '32 x 32: kept from' in said
     assert report.count('time / test_vit') == 3
     assert run(*command, '--again')[0] == 0 and len(asked) == 6
+
+    def beside(settings: dict[str, Any], options: dict[str, Any]) -> list[dict[str, Any]]:
+        monkeypatch.setattr(tool, 'measure', whole)
+        assert run('vim_pico', '--size', 80)[0] == 0
+        return whole(settings, options)
+
+    monkeypatch.setattr(tool, 'measure', beside)
+    assert run(*command, '--size', 96)[0] == 0
+    kept = json.loads((tmp_path / 'all.json').read_text())['cells']
+    assert [cell['settings']['size'] for cell in kept] == [32, 48, 64, 96, 80]
+    asked.clear()
     monkeypatch.setattr(cells, 'describe_machine', lambda device: {'device': 'another', 'date': '', 'load average': 0})
-    assert run(*command)[0] == 0 and len(asked) == 9
+    assert run(*command)[0] == 0 and len(asked) == 3
 
 
 def test_tables_hold_times_ratios_failures_and_memory(run, asked):
@@ -178,6 +189,8 @@ def test_families_have_colours_and_peers_dashes(tool):
     (('vim_pico', '--peers', 'nonsense_net'), 1, "Unknown model 'nonsense_net'"),
     (('vim_pico', '--size', 0), 2, '--size must be 1 or more'),
     (('vim_pico', '--min-seconds', -1), 2, '--min-seconds must be 0 or more'),
+    (('vim_pico', '--min-seconds', 'nan'), 2, '--min-seconds must be 0 or more'),
+    (('vim_pico', '--plot', 'plot.pdf'), 1, 'must end in .png'),
     (('vim_pico', '--device', 'nonsense'), 1, 'nonsense'),
     (('vim_pico', '--render'), 2, 'no models'),
     (('--render',), 1, 'holds nothing to report'),
@@ -190,7 +203,10 @@ def test_bad_options_end_in_one_line(run, asked, arguments, code, text):
 def test_places_that_cannot_be_written_and_damaged_files_are_refused_before_the_work(run, asked, tmp_path):
     (tmp_path / 'file').write_text('')
     assert 'is a file' in run('vim_pico', '--plot', tmp_path / 'file' / 'plot.png')[2]
-    for damaged in ('{', '[]', '{"cells": [{}]}'):
+    for option in ('--plot', '--markdown'):
+        assert f'{option} {tmp_path} is a folder' in run('vim_pico', option, tmp_path)[2]
+    of_kernels = '{"cells": [{"settings": {"op": "ssd"}, "environment": {}, "rows": []}]}'
+    for damaged in ('{', '[]', '{"cells": [{}]}', of_kernels):
         (tmp_path / 'all.json').write_text(damaged)
         code, _, said = run('vim_pico')
         assert code == 1 and 'is no file of this tool, or is damaged' in said
@@ -222,7 +238,11 @@ def test_the_script_for_a_gpu_goes_on_after_a_part_that_fails(gpu_script, tmp_pa
     assert [Path(call.split()[0]).stem for call in calls].count('benchmark_kernels') == 2
     for name in ('kernels', 'classification'):
         assert '--bars' in next(call for call in calls if f'{out}/{name}.png' in call)
-    assert gpu_script()[0] == 2
+    for wrong in ((), ('--help',), ('--with-mamba', str(out))):
+        code, said, calls = gpu_script(*wrong)
+        assert code == 2 and said.startswith('usage: ') and not calls
+    code, said, calls = gpu_script(str(out), 'cpu', fail='*torch.zeros*')
+    assert code == 1 and 'can use cpu' in said and not calls
 
 
 def test_the_script_for_a_gpu_builds_mamba_ssm_only_if_asked_and_goes_on_without_it(gpu_script, tmp_path):

@@ -233,7 +233,7 @@ def test_finished_cases_are_kept_and_reported(tool, run, asked, monkeypatch, tmp
     monkeypatch.setattr(tool, 'measure', whole)
     code, report, said = run(*command)
     assert code == 0 and len(asked) == 4 and said.count('kept from') == 1
-    assert '| 1 x 2 x 5 x 4 | plain | 10.000 | 1.000 | 10.00 (10.00 to 10.00) | 0.0 | 1.0e-07 |' in report
+    assert '| 1 x 2 x 5 x 4 | plain | 10.000 | 1.000 | 10.00 (10.00 to 10.00) | 0.0001 | 1.0e-07 |' in report
     code, again, _ = run('--render', '--plot', tmp_path / 'plot.png', '--markdown', tmp_path / 'table.md')
     assert code == 0 and again == report == (tmp_path / 'table.md').read_text() and len(asked) == 4
     with Image.open(tmp_path / 'plot.png') as picture:
@@ -269,6 +269,8 @@ def test_limits_are_judged_for_the_backend_that_models_run_with(tool, run, asked
     (('--op', 'all', '--shape', 1, 2, 3, 4), 2, '--shape is of one op'),
     (('--rounds', 0), 2, '--rounds must be 1 or more'),
     (('--compile-seconds', 0), 2, '--compile-seconds must be above 0'),
+    (('--compile-seconds', 'nan'), 2, '--compile-seconds must be above 0'),
+    (('--min-seconds', 'inf'), 2, '--min-seconds must be 0 or more'),
     (('--contestants', 'matmuls'), 1, 'no op asked for has matmuls'),
     (('--preset', 'gpu'), 2, 'give --device'),
     (('--render', '--preset', 'cpu'), 2, '--render takes --json'),

@@ -23,9 +23,9 @@ from ..utils.command import check_folder
 from ..utils.files import atomic_write
 from .timing import Timing, describe_machine
 
-__all__ = ['Cell', 'Judged', 'add_result_options', 'describe_failure', 'describe_places', 'describe_quotient',
-           'describe_setup', 'judge', 'make_table', 'measure_cells', 'quotient', 'read_cells', 'report_cells',
-           'same_setup']
+__all__ = ['Cell', 'Judged', 'add_result_options', 'describe_failure', 'describe_megabytes', 'describe_places',
+           'describe_quotient', 'describe_setup', 'judge', 'make_table', 'measure_cells', 'quotient', 'read_cells',
+           'report_cells', 'same_setup']
 
 Cell = dict[str, Any]
 Judged = tuple[bool | None, str]
@@ -47,21 +47,22 @@ def same_setup(first: dict[str, Any], second: dict[str, Any]) -> bool:
     return all(first.get(key) == second.get(key) for key in (first.keys() | second.keys()) - passing)
 
 
-def read_cells(path: Path | None) -> list[Cell]:
+def read_cells(path: Path | None, fields: Iterable[str] = ()) -> list[Cell]:
     """Return the finished cells of a file; none where there is no file yet.
 
     Args:
         path: The JSON, or None.
+        fields: Names of settings that every cell of the tool has.
 
     Raises:
-        ValueError: The file holds something else, or is damaged.
+        ValueError: The file holds something else, as cells of another tool, or is damaged.
     """
     if path is None or not path.is_file():
         return []
     try:
         cells = json.loads(path.read_text())['cells']
         for cell in cells:
-            cell['settings'], cell['environment'], cell['rows']
+            cell['environment'], cell['rows'], *(cell['settings'][field] for field in fields)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} is no file of this tool, or is damaged ({error!r}). Remove it, and all is measured '
                          'again, or give another name') from error
@@ -122,6 +123,8 @@ def measure_cells(
         left = (len(jobs) - number) * sum(seconds) / len(seconds)
         sys.stderr.write(f'  {_in_words(seconds[-1])}' + (f', about {_in_words(left)} left\n' if left else '\n'))
         if path:
+            # another run may have written there meanwhile
+            kept += [cell for cell in read_cells(path) if all(cell['settings'] != own['settings'] for own in kept)]
             atomic_write(json.dumps({'cells': kept}, indent=1) + '\n', path)
     return reported
 
@@ -145,6 +148,11 @@ def quotient(rows: Iterable[dict[str, Any]], name: str, first: str, second: str)
 def describe_quotient(found: tuple[float, float, float]) -> str:
     """Return what `quotient` returned, in words."""
     return '{:.2f} ({:.2f} to {:.2f})'.format(*found)
+
+
+def describe_megabytes(memory: int) -> str:
+    """Return bytes in megabytes, with three digits."""
+    return f'{memory / 1e6:.0f}' if memory >= 1e8 else f'{memory / 1e6:.3g}'
 
 
 def describe_failure(row: dict[str, Any]) -> str:
@@ -201,6 +209,7 @@ def report_cells(
         report: Callable[[Sequence[Cell]], str],
         limits: Callable[[Sequence[Cell]], list[Judged]],
         draw: Callable[[Sequence[Cell], Path], None],
+        fields: Iterable[str],
 ) -> int:
     """Measure, or read what was measured, and write tables, limits and picture, as the options ask.
 
@@ -210,6 +219,7 @@ def report_cells(
         report: Cells to tables in Markdown.
         limits: Cells to the limits.
         draw: Cells to a picture in a file.
+        fields: Those of `read_cells`.
 
     Returns:
         The exit code: 1 if a limit is not met.
@@ -217,7 +227,11 @@ def report_cells(
     for option, path in (('--json', args.json), ('--plot', args.plot), ('--markdown', args.markdown)):
         if path is not None:
             check_folder(path.parent, f'{option} {path}')
-    cells = read_cells(args.json)
+            if path.is_dir():
+                raise IsADirectoryError(f'{option} {path} is a folder: give the name of a file')
+    if args.plot and args.plot.suffix.lower() != '.png':
+        raise ValueError(f'--plot {args.plot}: the file must end in .png')
+    cells = read_cells(args.json, fields)
     if args.render and not cells:
         raise ValueError(f'{args.json} holds nothing to report')
     if not args.render:

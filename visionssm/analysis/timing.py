@@ -7,17 +7,20 @@ import multiprocessing
 import os
 import platform
 import re
+import signal
 import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 __all__ = ['Timing', 'alternate', 'describe_machine', 'held_memory', 'peak_memory', 'run_apart', 'runs_for', 'timed']
 
@@ -169,6 +172,20 @@ def _end_with_parent() -> None:
             os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own, between processes, would be left behind where this one is killed
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Start processes that never see an interrupt from the keyboard; this one sees it afterwards."""
+    if not hasattr(signal, 'pthread_sigmask'):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -184,10 +201,18 @@ def run_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     Raises:
         ChildProcessError: The process was ended before.
+        KeyboardInterrupt: From the keyboard; the process has been ended.
     """
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(1, multiprocessing.get_context('spawn'), _end_with_parent) as pool:
         try:
-            return pool.submit(function, *args, **kwargs).result()
+            with _interrupts_held_back():  # else it may tell of one by a traceback of whatever it was importing
+                future = pool.submit(function, *args, **kwargs)
+            return future.result()
+        except KeyboardInterrupt:
+            for process in set(multiprocessing.active_children()) - others:
+                process.kill()
+            raise
         except BrokenProcessPool as error:
             raise ChildProcessError('the process ended early: it crashed, or the system ended it because memory ran '
                                     'out') from error

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from .._factory import create_model
+from ..analysis.cells import describe_megabytes
 from ..analysis.timing import alternate, describe_machine, held_memory, peak_memory, run_apart, runs_for
 from ..export.inputs import example_inputs
 from ..utils.command import Command
@@ -247,8 +248,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--compile', action='store_true', help='run what torch.compile makes of the models')
     parser.add_argument('--rounds', type=int, default=10, metavar='N', help='timed runs of each model (default: 10)')
     parser.add_argument('--warmup', type=int, default=2, metavar='N', help='runs before (default: 2)')
-    parser.add_argument('--memory', action='store_true', help='measure the peak of memory too; on a CPU (Linux) in a '
-                                                              'new process for each model')
+    parser.add_argument('--memory', action='store_true', help='measure the peak of memory too; on a CPU beyond the '
+                                                              'weights')
     parser.add_argument('--json', action='store_true', help='write JSON, with all times')
 
 
@@ -288,7 +289,7 @@ def _bench(args: argparse.Namespace) -> int:
     table = [('model', 'batch', 'size', 'ms', 'images/s', 'speed', '(quartiles)', 'peak MB')]
     for row in rows:
         low, high = row['speed_quartiles']
-        memory = f'{row["peak_memory"] / 1e6:.0f}' if row['peak_memory'] is not None else ''
+        memory = describe_megabytes(row['peak_memory']) if row['peak_memory'] is not None else ''
         table.append((row['model'], str(row['batch_size']), str(row['size']), f'{row["ms"]:.2f}',
                       f'{row["images_per_s"]:.1f}', f'{row["speed"]:.2f}', f'({low:.2f} to {high:.2f})', memory))
     write_table(table if args.memory else [line[:-1] for line in table])

@@ -25,7 +25,14 @@ from visionssm_kernels import (
     use_backend,
     wavefront_scan_2d,
 )
-from visionssm_kernels._dispatch import ENV_BACKEND, BackendState, backend_states, preferred_backends, requested_backend
+from visionssm_kernels._dispatch import (
+    ENV_BACKEND,
+    BackendState,
+    backend_states,
+    is_strict,
+    preferred_backends,
+    requested_backend,
+)
 from visionssm_kernels._native import instruction_set_in_use
 from visionssm_kernels._testing import (
     nc_ssd_inputs,
@@ -44,7 +51,7 @@ from ..utils.command import Command, check_folder
 from ..utils.paths import config_root
 from .list import write_table
 
-__all__ = ['Package', 'advice', 'doctor', 'packages', 'self_test']
+__all__ = ['Package', 'advice', 'doctor', 'forbidden', 'packages', 'self_test']
 
 DISTRIBUTION = 'visionssm'
 CORE = ('torch', 'torchvision', 'timm', 'numpy', 'safetensors', 'pyyaml')
@@ -52,6 +59,8 @@ HIDDEN = ('dev', 'docs')  # extras of people who work on the package
 VARIABLES = re.compile(r'(VISIONSSM_|HF_|OMP_NUM_THREADS$|TORCH_HOME$|TRITON_INTERPRET$|CUDA_VISIBLE_DEVICES$'
                        r'|(HTTPS?|NO|ALL)_PROXY$)', re.IGNORECASE)
 FORWARD, BACKWARD = 1e-4, 5e-4
+ALSO = ('selective_scan_2d runs with the backend of selective_scan, ssd_2d with that of ssd, and causal_conv1d_both '
+        'with that of causal_conv1d.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,17 +188,34 @@ def _outdated() -> list[str]:
             'run pip install again (in a checkout: pip install -e .)'] if lacking else []
 
 
+def forbidden(states: Sequence[BackendState]) -> list[str]:
+    """Return in a sentence which operators strict mode makes an error; none where each has a backend."""
+    places = dict.fromkeys((state.op, state.device) for state in states)
+    served = {(state.op, state.device) for state in states if state.state == 'chosen'}
+    lost = [f'{op} on {device}' for op, device in places if (op, device) not in served]
+    return [f'{", ".join(lost)} cannot run with the backend that {requested_backend()!r} means, and strict mode '
+            f'forbids another: unset VISIONSSM_STRICT or {ENV_BACKEND}'] if lost and is_strict() else []
+
+
+def _odd_threads() -> list[str]:
+    """Tell of a number of threads that OpenMP does not understand, and ignores."""
+    given = os.environ.get('OMP_NUM_THREADS', '')
+    odd = given and not all(part.strip().isdecimal() and int(part) for part in given.split(','))
+    return [f'OMP_NUM_THREADS={given} is no number of threads, and is ignored: {torch.get_num_threads()} are used'
+            ] if odd else []
+
+
 def advice(states: Sequence[BackendState]) -> list[str]:
     """Return in sentences why a faster backend than the chosen one does not run."""
     asked = requested_backend()
     found = [] if asked in ('auto', 'cpu') else [f'{ENV_BACKEND} asks for {asked}']
-    found += _outdated()
+    found += _outdated() + _odd_threads()
     missed: dict[tuple[str, str, str, str], list[str]] = {}
     for op, device in dict.fromkeys((state.op, state.device) for state in states):
         known = {state.backend: state for state in states if (state.op, state.device) == (op, device)}
-        chosen = next((name for name, state in known.items() if state.state == 'chosen'), 'nothing')
+        chosen = next((name for name, state in known.items() if state.state == 'chosen'), '')
         fastest = next((name for name in preferred_backends(device) if name in known), chosen)
-        if fastest != chosen and known[fastest].reason:
+        if chosen and fastest != chosen and known[fastest].reason:
             missed.setdefault((device, chosen, fastest, known[fastest].reason), []).append(op)
     found += [f'{", ".join(ops)} on {device} run with {chosen} instead of {fastest}: {reason}'
               for (device, chosen, fastest, reason), ops in missed.items()]
@@ -248,6 +274,7 @@ def _examine(args: argparse.Namespace) -> dict[str, Any]:
         'packages': [dataclasses.asdict(package) for package in packages()],
         'kernels': [state._asdict() for state in states],
         'advice': advice(states),
+        'forbidden': forbidden(states),
         'folders': [_folder('weights', cache_root()), _folder("the hub's files", Path(HF_HUB_CACHE))],
         'offline': is_offline(),
         'variables': variables,
@@ -259,7 +286,7 @@ def _problems(report: Mapping[str, Any]) -> list[str]:
     """Return what makes results wrong, or the package useless."""
     found = [f'{row["name"]} {row["version"] or "is missing"}, needed is {row["needed"]}: {row["install"]}'
              for row in report['packages'] if not row['extras'] and row['state'] != 'ok']
-    return found + [f'{row["op"]} with {row["backend"]} on {row["device"]}: {row["why"]}'
+    return found + report['forbidden'] + [f'{row["op"]} with {row["backend"]} on {row["device"]}: {row["why"]}'
                     for row in report['self_test'] or () if not row['ok']]
 
 
@@ -282,6 +309,7 @@ def _write(report: Mapping[str, Any], problems: Sequence[str]) -> None:
         rows.append((row['op'], row['device'], row['backend'], row['state'], error,
                      row['reason'] or (tested or {}).get('why', '')))
     write_table(rows)
+    sys.stdout.write(f'{ALSO}\n')
     for line in report['advice']:
         sys.stdout.write(f'- {line}\n')
     _heading('Accelerators')

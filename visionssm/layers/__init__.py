@@ -5,6 +5,7 @@ from .bimamba2 import BiMamba2
 from .conv_block import ConvPosBlock
 from .conv_stem import ConvDownsample, ConvStem, default_norm
 from .downsample import ConvPosEnc, InvertedDownsample
+from .mlp import Mlp
 from .multi_head_scan import GatedMultiHeadScan, MultiHeadScan, scan_route_attention
 from .patch_embed import PatchEmbed
 from .patch_merging import PatchMerging, merge_patches
@@ -34,6 +35,7 @@ __all__ = [
     'ConvStem',
     'GatedMultiHeadScan',
     'InvertedDownsample',
+    'Mlp',
     'MultiHeadScan',
     'PatchEmbed',
     'PatchMerging',

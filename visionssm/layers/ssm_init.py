@@ -1,7 +1,7 @@
 """Initial values of the parameters of a selective state-space model.
 
 All functions write in place, so that they also serve a module that was created on the meta device and emptied
-(`to_empty`) before its weights were drawn.
+(`to_empty`) before its weights were drawn. On that device nothing is computed: a call costs as much as a layer there.
 """
 
 import math
@@ -31,6 +31,8 @@ def negative_exp(A_log: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def init_A_log_(A_log: torch.Tensor) -> torch.Tensor:
     """Fill (..., N) with log(1), ..., log(N) along the last axis (S4D-real)."""
+    if A_log.is_meta:
+        return A_log
     states = torch.arange(1, A_log.shape[-1] + 1, dtype=torch.float32, device=A_log.device)
     return A_log.copy_(states.log().expand_as(A_log))
 
@@ -38,6 +40,8 @@ def init_A_log_(A_log: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def init_A_log_uniform_(A_log: torch.Tensor, low: float = 1., high: float = 16.) -> torch.Tensor:
     """Fill with the logarithms of decay rates drawn uniformly from [low, high], as Mamba-2 starts."""
+    if A_log.is_meta:
+        return A_log
     rates = torch.empty(A_log.shape, dtype=torch.float32, device=A_log.device).uniform_(low, high)
     return A_log.copy_(rates.log())
 
@@ -60,6 +64,8 @@ def init_dt_bias_(
     Returns:
         `dt_bias`, such that softplus(dt_bias) are the steps.
     """
+    if dt_bias.is_meta:
+        return dt_bias
     uniform = torch.rand(dt_bias.shape, dtype=torch.float32, device=dt_bias.device)
     dt = torch.exp(uniform * (math.log(dt_max) - math.log(dt_min)) + math.log(dt_min)).clamp(min=dt_floor)
     return dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))

@@ -46,9 +46,10 @@ class Unfilled(TorchFunctionMode):
     """Tensors without memory need no initial values, whose drawing costs more than all the rest of a model."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        filled = func.__name__.endswith('_') and not func.__name__.endswith('__') and args
-        if filled and isinstance(args[0], torch.Tensor) and args[0].is_meta and func.__name__ != 'requires_grad_':
-            return args[0]
+        if func.__name__.endswith('_') and not func.__name__.endswith('__') and func.__name__ != 'requires_grad_':
+            target = args[0] if args else (kwargs or {}).get('tensor')  # which torch.nn.init hands over by name
+            if isinstance(target, torch.Tensor) and target.is_meta:
+                return target
         return func(*args, **(kwargs or {}))
 
 

@@ -16,12 +16,16 @@ from timm.models._features import feature_take_indices
 from torch import nn
 
 from visionssm.layers import default_norm
+from visionssm.layers.pieces import count_pieces, in_pieces
 
 from ._builder import load_official_keys
 
 __all__ = ['DenseBackbone', 'Hierarchy', 'Stage', 'reset_tree', 'stage_drop_path_rates']
 
 _STATE_PARAMETERS = ('A_log', 'D', 'dt_bias')
+# What the images of a piece may have: the largest maps inside have about six times the numbers of the input, and
+# blocks of memory above 32 MB are given back to the system, and taken from it anew, by each use.
+_WIDEST, _MOST = 6, 1 << 22
 
 
 def stage_drop_path_rates(drop_path_rate: float, depths: Sequence[int]) -> list[list[float]]:
@@ -58,7 +62,23 @@ class Stage(nn.Module):
         self.grad_checkpointing = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (B, H, W, C_in) to (B, H', W', C)."""
+        """Map (B, H, W, C_in) to (B, H', W', C); in inference on a CPU large maps a few images at a time."""
+        if not torch.jit.is_scripting():
+            pieces = self._pieces(x)
+            if pieces > 1:
+                return self._by_pieces(x, pieces)
+        return self._whole(x)
+
+    @torch.jit.unused
+    def _pieces(self, x: torch.Tensor) -> int:
+        pieces = count_pieces(x, _WIDEST * x.numel(), _MOST, self)
+        return pieces if pieces == 1 else min(len(x), pieces)
+
+    @torch.jit.unused
+    def _by_pieces(self, x: torch.Tensor, pieces: int) -> torch.Tensor:
+        return in_pieces(self._whole, x, pieces)
+
+    def _whole(self, x: torch.Tensor) -> torch.Tensor:
         x = self.downsample(x)
         for block in self.blocks:
             if self.grad_checkpointing and not torch.jit.is_scripting():

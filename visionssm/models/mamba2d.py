@@ -29,7 +29,6 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     DropPath,
     LayerScale,
-    Mlp,
     create_classifier,
     get_device_dtype,
     register_notrace_function,
@@ -39,6 +38,7 @@ from timm.models.metaformer import StarReLU as _StarReLU
 from torch import nn
 
 from visionssm.layers import (
+    Mlp,
     apply_rotary,
     default_norm,
     init_A_log_,
@@ -64,7 +64,18 @@ Downsample = Literal['conv7', 'conv3', 'conv1', 'conv2', 'conv4']
 
 
 class StarReLU(_StarReLU):
-    """scale relu(x)^2 + bias with a learned scale and bias; timm's, with initial values that can be drawn anew."""
+    """scale relu(x)^2 + bias with a learned scale and bias; timm's, in place, with initial values to draw anew."""
+
+    def __init__(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Create the two numbers."""
+        super().__init__(inplace=True, device=device, dtype=dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Overwrite x, of any shape, by its activation, or by its ReLU where gradients are needed."""
+        x = self.relu(x)
+        if torch.is_grad_enabled() or x.dtype != self.scale.dtype:
+            return self.scale * x.square() + self.bias
+        return x.square_().mul_(self.scale).add_(self.bias)  # new memory for a map costs more than these
 
     def reset_parameters(self) -> None:
         """Set the scale to 1 and the bias to 0."""

@@ -23,7 +23,6 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Mlp
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
@@ -31,6 +30,7 @@ import visionssm_kernels  # noqa: F401  (registers the operators of torch.ops.vi
 from visionssm.layers import (
     ConvPosBlock,
     InvertedDownsample,
+    Mlp,
     ResidualStem,
     StateFusion,
     default_norm,

@@ -33,7 +33,7 @@ from typing import Any, Final, List, Optional
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, register_notrace_function
+from timm.layers import DropPath, register_notrace_function
 from timm.models import checkpoint, generate_default_cfgs, register_model
 from torch import nn
 
@@ -41,6 +41,7 @@ from visionssm.checkpoints.load import unwrap
 from visionssm.layers import (
     SS2D,
     ConvStem,
+    Mlp,
     PatchMerging,
     default_norm,
     init_A_log_,

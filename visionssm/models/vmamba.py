@@ -24,11 +24,11 @@ from typing import Any, Final, Optional
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, GluMlp, Mlp, get_act_layer
+from timm.layers import DropPath, GluMlp, get_act_layer
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from visionssm.layers import SS2D, ConvDownsample, ConvStem, PatchMerging, default_norm, ss2d_options
+from visionssm.layers import SS2D, ConvDownsample, ConvStem, Mlp, PatchMerging, default_norm, ss2d_options
 from visionssm.utils.suggest import check_choice
 
 from ._builder import build_model, filter_official

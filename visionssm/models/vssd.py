@@ -23,7 +23,7 @@ from typing import Any, Final, List, Optional
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Attention, ConvNormAct, Mlp
+from timm.layers import Attention, ConvNormAct
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
@@ -32,6 +32,7 @@ from visionssm.checkpoints.load import named_average, unwrap
 from visionssm.layers import (
     ConvPosBlock,
     InvertedDownsample,
+    Mlp,
     ResidualStem,
     default_norm,
     init_dt_bias_,
