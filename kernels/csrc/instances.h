@@ -1,6 +1,7 @@
 /* Includes KERNELS, a file of kernels, once for each scalar type and every instruction set worth having.
  *
- * Needs: ARGS, the type of its arguments; the kernels define NAME(run)(const ARGS *, int backward).
+ * Needs: ARGS, the type of its arguments; the kernels define NAME(run)(const ARGS *, int backward). With FLOAT_ONLY there
+ * are none for double.
  *
  * Plain C with GNU vector extensions: no Python, no PyTorch, and intrinsics only for minimum, maximum, fused multiply-add,
  * constants and the turning over of squares. The kernels are compiled once for each instruction set; the processor is asked
@@ -22,15 +23,15 @@
 
 /* States that decay towards zero become subnormal, which costs many processors a hundred cycles an operation. */
 #if defined(__x86_64__)
-static unsigned flush_denormals(void) {
+__attribute__((unused)) static unsigned flush_denormals(void) {
     unsigned mode = _mm_getcsr();
     _mm_setcsr(mode | 0x8040);
     return mode;
 }
-static void restore_denormals(unsigned mode) { _mm_setcsr(mode); }
+__attribute__((unused)) static void restore_denormals(unsigned mode) { _mm_setcsr(mode); }
 #else
-static unsigned flush_denormals(void) { return 0; }
-static void restore_denormals(unsigned mode) { (void)mode; }
+__attribute__((unused)) static unsigned flush_denormals(void) { return 0; }
+__attribute__((unused)) static void restore_denormals(unsigned mode) { (void)mode; }
 #endif
 
 #if defined(__x86_64__)
@@ -124,6 +125,7 @@ static inline void transpose8(float *dst, int64_t dst_stride, const float *src, 
 #undef BLOCK
 #endif
 
+#ifndef FLOAT_ONLY
 #undef T
 #undef TI
 #undef TYPE
@@ -139,6 +141,7 @@ static inline void transpose8(float *dst, int64_t dst_stride, const float *src, 
 #define TARGET
 #include "vectors.h"
 #include KERNELS
+#endif
 
 static int best_isa(void) {
 #if defined(__x86_64__)
@@ -153,7 +156,9 @@ static int best_isa(void) {
 
 /* Runs one pass; `isa` caps the instruction set (0 base, 1 AVX2, 2 AVX-512). Returns 0, or 1 if memory ran out. */
 static int run_best(const ARGS *a, int is_double, int backward, int isa) {
+#ifndef FLOAT_ONLY
     if (is_double) return run_f64_base(a, backward);
+#endif
     if (isa > best_isa()) isa = best_isa();
 #if defined(__x86_64__)
     if (isa == 2) return run_f32_avx512(a, backward);

@@ -61,8 +61,8 @@ def test_a_wrong_kernel_and_one_that_breaks_down_are_problems(run, monkeypatch):
 def test_a_missing_fast_path_is_explained(run, monkeypatch):
     monkeypatch.setenv('VISIONSSM_NATIVE', '0')
     report = run('doctor', '--no-selftest', '--json').json
-    assert ('causal_conv1d, dilated_conv2d, selective_scan, wavefront_scan_2d on cpu run with chunked instead of '
-            'native: VISIONSSM_NATIVE=0') in report['advice']
+    assert ('causal_conv1d, dilated_conv2d, nc_ssd, selective_scan, wavefront_scan_2d on cpu run with chunked instead '
+            'of native: VISIONSSM_NATIVE=0') in report['advice']
     assert report['self_test'] is None and report['system']['instructions'] == ''
 
 

@@ -8,6 +8,7 @@ from visionssm_kernels import _native, selective_scan, selective_scan_2d, use_ba
 from visionssm_kernels._testing import assert_same_results, results_and_gradients, scan_inputs
 from visionssm_kernels.causal_conv1d import cpu as causal_conv1d_cpu
 from visionssm_kernels.dilated_conv2d import cpu as dilated_conv2d_cpu
+from visionssm_kernels.nc_ssd import cpu as nc_ssd_cpu
 from visionssm_kernels.selective_scan import cpu as selective_scan_cpu
 from visionssm_kernels.wavefront_scan_2d import cpu as wavefront_cpu
 
@@ -130,6 +131,7 @@ def test_library_reports_its_instruction_set():
 @pytest.mark.parametrize('op, fields', [
     ('selective_scan', selective_scan_cpu.ARGUMENTS.fields), ('causal_conv1d', causal_conv1d_cpu.ARGUMENTS.fields),
     ('wavefront_scan', wavefront_cpu.ARGUMENTS.fields), ('dilated_conv2d', dilated_conv2d_cpu.ARGUMENTS.fields),
+    ('nc_ssd', nc_ssd_cpu.ARGUMENTS.fields),
 ], ids=lambda x: x if isinstance(x, str) else '')
 def test_arguments_are_packed_as_the_header_says(op, fields, repo_root):
     header = (repo_root / 'kernels' / 'csrc' / f'{op}.h').read_text()

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('poisoned_memory')
 
 # B, L, M, P, G, N
 SHAPES = [(1, 1, 1, 1, 1, 1), (2, 17, 4, 5, 2, 3), (1, 63, 3, 8, 3, 4), (2, 49, 6, 7, 1, 9)]
-BACKENDS = ('chunked', 'reference')
+BACKENDS = ('native', 'chunked', 'reference')
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +31,6 @@ def _strict():
 
 @pytest.fixture(params=[True, False], ids=['positive', 'negative'])
 def positive(request) -> bool:
-    return request.param
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request) -> str:
     return request.param
 
 
@@ -58,18 +53,18 @@ def definition(x, dt, A, B, C, D, positive=True):
 
 
 @pytest.mark.parametrize('shape', SHAPES, ids=shape_id)
-def test_all_positions_attend_to_all(shape, positive, backend):
+def test_all_positions_attend_to_all(shape, positive, cpu_backend):
     inputs = nc_ssd_inputs(*shape, dtype=torch.float64)
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         out = nc_ssd(**inputs, positive=positive)
     torch.testing.assert_close(out, definition(**inputs, positive=positive), atol=1e-10, rtol=1e-10)
 
 
-def test_the_order_of_positions_does_not_matter(backend):
+def test_the_order_of_positions_does_not_matter(cpu_backend):
     inputs = nc_ssd_inputs(2, 17, 4, 5, 2, 3, dtype=torch.float64)
     order = torch.randperm(17)
     shuffled = {name: x[:, order] if x.ndim > 1 else x for name, x in inputs.items()}
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         torch.testing.assert_close(nc_ssd(**shuffled), nc_ssd(**inputs)[:, order], atol=1e-12, rtol=1e-12)
 
 
@@ -91,11 +86,11 @@ def test_products_agree_with_the_reference_in_float64(shape, extras, positive):
 
 @pytest.mark.parametrize(('dtype', 'bound'), [(torch.float32, 1e-5), (torch.bfloat16, 5e-3), (torch.float16, 2e-3)],
                          ids=['fp32', 'bf16', 'fp16'])
-def test_backend_agrees_with_float64_on_rounded_inputs(dtype, bound, backend):
+def test_backend_agrees_with_float64_on_rounded_inputs(dtype, bound, cpu_backend):
     inputs = nc_ssd_inputs(2, 49, 4, 6, 2, 8, dtype=dtype)
     with use_backend('reference'):
         expected = results_and_gradients(nc_ssd, {name: x.double() for name, x in inputs.items()})
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         actual = results_and_gradients(nc_ssd, inputs)
     assert actual['out0'].dtype == dtype
     assert_same_results(actual, expected, bound, 2 * bound)
@@ -109,11 +104,11 @@ def test_float32_holds_over_long_inputs():
     assert_same_results(results_and_gradients(nc_ssd, inputs, wanted), expected, 1e-5, 1e-5)
 
 
-@pytest.mark.parametrize(('writer', 'reader'), [*itertools.permutations(BACKENDS)])
-def test_the_sum_of_one_backend_serves_another(writer, reader):
-    inputs = nc_ssd_inputs(2, 9, 6, 4, 3, 5, dtype=torch.float64)
+@pytest.mark.parametrize(('writer', 'reader'), [*itertools.permutations(BACKENDS, 2)])
+def test_the_sum_of_one_backend_serves_another(writer, reader, needs_native):
+    inputs = nc_ssd_inputs(2, 9, 6, 4, 3, 5)
     with use_backend('reference'):
-        expected = results_and_gradients(nc_ssd, inputs)
+        expected = results_and_gradients(nc_ssd, {name: x.double() for name, x in inputs.items()})
     leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
     with use_backend(writer):
         out = nc_ssd(**leaves)
@@ -121,7 +116,7 @@ def test_the_sum_of_one_backend_serves_another(writer, reader):
     with use_backend(reader):
         grads = torch.autograd.grad(out, list(leaves.values()), weights)
     for name, grad in zip(leaves, grads, strict=True):
-        assert_close_rms(grad, expected[f'grad_{name}'], 1e-10, name)
+        assert_close_rms(grad, expected[f'grad_{name}'], 1e-5, name)
 
 
 LAYOUTS = {
@@ -132,28 +127,28 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize('layout', LAYOUTS)
-def test_strides_do_not_matter(layout, backend):
+def test_strides_do_not_matter(layout, cpu_backend):
     inputs = nc_ssd_inputs(2, 7, 4, 5, 2, 3, dtype=torch.float64)
     strided = {name: LAYOUTS[layout](x) if x.ndim > 1 else x for name, x in inputs.items()}
     plain = {name: x.contiguous() for name, x in strided.items()}
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         expected = results_and_gradients(nc_ssd, plain)
         assert_same_results(results_and_gradients(nc_ssd, strided), expected, 1e-12, 1e-12)
         assert nc_ssd(**strided).is_contiguous()
 
 
 @pytest.mark.parametrize('wanted', [('x',), ('A',), ('B', 'C'), ('dt', 'D')], ids=str)
-def test_any_subset_of_inputs_may_need_gradients(wanted, backend):
+def test_any_subset_of_inputs_may_need_gradients(wanted, cpu_backend):
     inputs = nc_ssd_inputs(1, 9, 4, 5, 2, 3, dtype=torch.float64)
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         whole = results_and_gradients(nc_ssd, inputs)
         part = results_and_gradients(nc_ssd, inputs, wanted)
     assert all(torch.equal(x, whole[name]) for name, x in part.items())
 
 
-def test_empty_batch_gives_empty_output_and_zero_gradients(backend):
+def test_empty_batch_gives_empty_output_and_zero_gradients(cpu_backend):
     inputs = {name: x.requires_grad_() for name, x in nc_ssd_inputs(0, 9, 4, 5, 2, 3).items()}
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         out = nc_ssd(**inputs)
         out.sum().backward()
     assert out.shape == (0, 9, 4, 5)
@@ -178,14 +173,15 @@ def test_bad_arguments_are_named(change, error, message):
 @pytest.mark.parametrize(('case', 'options'), [
     ('g1_L49', {'groups': 1, 'positive': True}), ('g2_neg_L30', {'groups': 2, 'positive': False})],
     ids=['one group', 'two groups, negative'])
-def test_official_results_and_gradients(case, options, backend, operator_fixture):
+@pytest.mark.parametrize(('dtype', 'bound'), [(torch.float64, 1e-10), (torch.float32, 1e-6)], ids=['fp64', 'fp32'])
+def test_official_results_and_gradients(case, options, dtype, bound, cpu_backend, operator_fixture):
     with safe_open(operator_fixture(f'nc_ssd__{case}.safetensors'), 'pt') as file:
         tensors = {key: file.get_tensor(key).double() for key in file.keys()}
-    leaves = {name: tensors[f'in.{name}'].requires_grad_() for name in ('x', 'dt', 'A', 'B', 'C', 'D')}
+    leaves = {name: tensors[f'in.{name}'].to(dtype).requires_grad_() for name in ('x', 'dt', 'A', 'B', 'C', 'D')}
     B, C = (leaves[name].unflatten(-1, (options['groups'], -1)) for name in 'BC')
-    with use_backend(backend):
+    with use_backend(cpu_backend):
         out = nc_ssd(leaves['x'], leaves['dt'], leaves['A'], B, C, leaves['D'], options['positive'])
         (out * tensors['loss_weight']).sum().backward()
-    assert relative_rms(out, tensors['out64.y']) <= 1e-10
+    assert relative_rms(out, tensors['out64.y']) <= bound
     for name, leaf in leaves.items():
-        assert_close_rms(leaf.grad, tensors[f'grad64.{name}'], 1e-10, name)
+        assert_close_rms(leaf.grad, tensors[f'grad64.{name}'], bound, name)

@@ -136,7 +136,7 @@ def test_a_backend_runs_both_passes_itself_and_nothing_in_its_place(cases, monke
     rows = cases.measure(settings('selective_scan', ['chunked']), OPTIONS)
     assert 'error' not in rows[0] and {module.__name__.rpartition('.')[2] for module in chosen[2:]} == {'chunked'}
     assert os.environ[_dispatch.ENV_BACKEND] == 'reference' and not _dispatch.is_strict()
-    row, = cases.measure(settings('nc_ssd', ['native']), OPTIONS)
+    row, = cases.measure(settings('ssd', ['native']), OPTIONS)
     assert 'no such backend' in row['error']
 
 
@@ -206,7 +206,7 @@ def test_presets_measure_what_the_limits_are_about(tool):
                 assert bar.peer in found[case]['contestants'] and (bar.kind != 'memory' or found[case]['memory'])
         assert {job['bandwidth'] for job in jobs} == {gpu}
     fewer = tool.plan(tool.main.parse(['--preset', 'cpu', '--op', 'nc_ssd', '--passes', 'forward', '--shape', '1', '2',
-                                       '3', '4', '1', '2', '--contestants', 'plain', 'native', 'chunked']))
+                                       '3', '4', '1', '2', '--contestants', 'plain', 'parallel', 'chunked']))
     assert [(job['op'], job['shape'], job['pass'], job['contestants']) for job in fewer] == [
         ('nc_ssd', [1, 2, 3, 4, 1, 2], 'forward', ['plain', 'chunked'])]
 

@@ -20,11 +20,13 @@ from .._library import (
     to_parameters,
     zero_gradients,
 )
+from .._native import native_why_not
 from . import chunked
 
 __all__ = ['nc_ssd']
 
 _OP = 'nc_ssd'
+_dispatch.register_backend(_OP, 'native', f'{__package__}.cpu', native_why_not)
 _dispatch.register_backend(_OP, 'chunked', f'{__package__}.chunked')
 _dispatch.register_backend(_OP, 'triton', f'{__package__}.triton_impl', _dispatch.triton_why_not)
 _dispatch.register_backend(_OP, 'reference', f'{__package__}.reference')
