@@ -1,8 +1,11 @@
 """Settings of every test: fixed seed, a bounded number of threads, the folder of golden fixtures."""
 import importlib.util
 import logging
+import multiprocessing
 import os
+import subprocess
 from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
@@ -80,3 +83,61 @@ def load_tool(repo_root: Path) -> Callable[[str], ModuleType]:
         return module
 
     return load
+
+
+# What `python ARGUMENTS` does, in a copy of an interpreter.
+AS_MAIN = """
+import os, runpy, sys, torch
+for stream, path in enumerate(streams, 1):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+os.environ.clear()
+os.environ.update(env)
+os.chdir(folder)
+torch.set_num_threads(int(env.get('OMP_NUM_THREADS', torch.get_num_threads())))
+sys.path[:0] = filter(None, env.get('PYTHONPATH', '').split(os.pathsep))
+kind, *rest = sys.argv = arguments
+if kind == '-c':
+    exec(rest[0], {'__name__': '__main__'})
+elif kind == '-m':
+    sys.argv = rest
+    runpy.run_module(rest[0], run_name='__main__', alter_sys=True)
+else:
+    sys.path.insert(0, os.path.dirname(os.path.abspath(kind)))
+    runpy.run_path(kind, run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='session')
+def start_python() -> Callable[..., BaseProcess]:
+    """Starts `python ARGUMENTS` in a folder, with an environment, and its two streams written to files.
+
+    The process is a copy of one that has imported timm, and nothing of ours: that takes longer than most tests.
+    """
+    def start(*arguments: str, streams: tuple[Path | str, Path | str], cwd: Path = ROOT,
+              env: dict[str, str] | None = None) -> BaseProcess:
+        context = multiprocessing.get_context('forkserver')
+        context.set_forkserver_preload(['timm'])
+        given = {'arguments': list(arguments), 'streams': list(map(str, streams)), 'folder': str(cwd),
+                 'env': dict(os.environ if env is None else env)}
+        process = context.Process(target=exec, args=(AS_MAIN, given))
+        process.start()
+        return process
+
+    return start
+
+
+@pytest.fixture
+def run_python(start_python: Callable[..., BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> Callable:
+    """Runs `python ARGUMENTS` as `start_python` does to its end, and returns its code and what it wrote."""
+    def run(*arguments: str, timeout: float = 110, **options: object) -> subprocess.CompletedProcess:
+        folder = tmp_path_factory.mktemp('streams')
+        streams = folder / 'out.txt', folder / 'err.txt'
+        process = start_python(*arguments, streams=streams, **options)
+        process.join(timeout)
+        late = process.is_alive()
+        process.kill()
+        process.join()
+        assert not late, f'no end within {timeout} s: {streams[1].read_text()[-3000:]}'
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(path.read_text() for path in streams))
+
+    return run

@@ -122,20 +122,19 @@ def test_only_triton_files_import_triton():
     assert not wrong, '\n'.join(wrong)
 
 
-def test_importing_the_package_loads_nothing_optional():
+def test_importing_the_package_loads_nothing_optional(run_python):
     code = ('import sys, visionssm\n'
             f'heavy = sorted({sorted(OPTIONAL)!r} & sys.modules.keys())\n'
             'heavy += [name for name in sys.modules if name[:9] == "visionssm" and name.endswith("triton_impl")]\n'
             'print(",".join(heavy))').replace(f'{sorted(OPTIONAL)!r}', f'set({sorted(OPTIONAL)!r})')
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == ''
+    done = run_python('-c', code)
+    assert (done.returncode, done.stdout.strip()) == (0, ''), done.stderr
 
 
-def test_importing_the_package_costs_little_beyond_timm():
+def test_importing_the_package_costs_little_beyond_timm(run_python):
     code = ('import time, timm\nstart = time.process_time()\nimport visionssm\n'
             'print(time.process_time() - start)')
-    runs = [float(subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT,
-                                 check=True).stdout) for _ in range(2)]
+    runs = [float(run_python('-c', code).stdout) for _ in range(2)]
     assert min(runs) <= 0.6, f'import visionssm takes {min(runs):.2f} s of processor time after import timm'
 
 

@@ -2,8 +2,6 @@
 import argparse
 import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,7 +135,7 @@ def test_an_archive_keeps_our_ops_when_told_to(tmp_path: Path):
     torch.testing.assert_close(program.module()(*inputs.tensors), model(*inputs.tensors), rtol=1e-4, atol=1e-5)
 
 
-def test_an_archive_runs_in_a_process_without_the_package(tmp_path: Path):
+def test_an_archive_runs_in_a_process_without_the_package(run_python: Callable, tmp_path: Path):
     model = build('vim_pico', **ONE_LAYER)
     export_archive(model, tmp_path / 'model.pt2', example_inputs(model), dynamic_batch=True)
     x = example_inputs(model, batch=3).tensors[0]
@@ -147,7 +145,7 @@ def test_an_archive_runs_in_a_process_without_the_package(tmp_path: Path):
               'example = torch.load("example.pt", weights_only=True)\n'
               'found = torch.export.load("model.pt2").module()(example["x"])\n'
               'torch.testing.assert_close(found, example["y"], rtol=1e-4, atol=1e-5)\n')
-    done = subprocess.run([sys.executable, '-c', script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = run_python('-c', script, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 

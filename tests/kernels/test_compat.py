@@ -2,7 +2,6 @@
 import importlib
 import importlib.util
 import os
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -23,14 +22,16 @@ def neither_installed():
             pytest.skip(f'{name} is installed here, so nothing stands in for it')
 
 
-def run_python(code: str, folder: Path) -> str:
-    """Run `code` in a fresh interpreter that sees `folder` and the packages of this checkout; return its output."""
-    paths = [str(folder), str(ROOT), str(ROOT / 'kernels')]
-    result = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(code)], env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)},
-        capture_output=True, text=True, timeout=100)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.strip()
+@pytest.fixture
+def output_of(run_python):
+    """Runs code in an interpreter of its own that sees `folder` and the packages of this checkout: what it prints."""
+    def run(code: str, folder: Path) -> str:
+        paths = [str(folder), str(ROOT), str(ROOT / 'kernels')]
+        result = run_python('-c', textwrap.dedent(code), env={**os.environ, 'PYTHONPATH': os.pathsep.join(paths)})
+        assert result.returncode == 0, result.stderr
+        return result.stdout.strip()
+
+    return run
 
 
 def make_package(folder: Path, name: str, code: str) -> None:
@@ -50,9 +51,9 @@ THIRD_PARTY = """
 """
 
 
-def test_third_party_package_runs_in_a_fresh_process(tmp_path):
+def test_third_party_package_runs_in_a_fresh_process(output_of, tmp_path):
     make_package(tmp_path, 'toy_mamba_user', THIRD_PARTY)
-    out = run_python("""
+    out = output_of("""
         import visionssm_kernels
         visionssm_kernels.compat.mamba_ssm()
         import torch
@@ -64,8 +65,8 @@ def test_third_party_package_runs_in_a_fresh_process(tmp_path):
     assert out == '(2, 6, 9) True'
 
 
-def test_importing_our_package_installs_nothing(tmp_path):
-    out = run_python("""
+def test_importing_our_package_installs_nothing(output_of, tmp_path):
+    out = output_of("""
         import importlib.util
         import visionssm_kernels
         print(importlib.util.find_spec('mamba_ssm'), importlib.util.find_spec('causal_conv1d'))
@@ -73,9 +74,9 @@ def test_importing_our_package_installs_nothing(tmp_path):
     assert out == 'None None'
 
 
-def test_installed_package_is_not_shadowed(tmp_path):
+def test_installed_package_is_not_shadowed(output_of, tmp_path):
     make_package(tmp_path, 'mamba_ssm', "__version__ = 'real'")
-    out = run_python("""
+    out = output_of("""
         import visionssm_kernels
         handle = visionssm_kernels.compat.mamba_ssm()
         import causal_conv1d, mamba_ssm
@@ -84,9 +85,9 @@ def test_installed_package_is_not_shadowed(tmp_path):
     assert out == "real ('causal_conv1d',)"
 
 
-def test_installed_package_gets_no_submodules_of_ours(tmp_path):
+def test_installed_package_gets_no_submodules_of_ours(output_of, tmp_path):
     make_package(tmp_path, 'mamba_ssm', '')
-    out = run_python("""
+    out = output_of("""
         import visionssm_kernels
         visionssm_kernels.compat.mamba_ssm()
         try:
@@ -97,8 +98,8 @@ def test_installed_package_gets_no_submodules_of_ours(tmp_path):
     assert out == 'mamba_ssm.ops'
 
 
-def test_module_put_in_place_by_hand_is_left_alone(tmp_path):
-    out = run_python("""
+def test_module_put_in_place_by_hand_is_left_alone(output_of, tmp_path):
+    out = output_of("""
         import sys, types
         own = sys.modules['mamba_ssm'] = types.ModuleType('mamba_ssm')
         import visionssm_kernels

@@ -1,7 +1,5 @@
 """A published package that needs mamba_ssm, on a machine without it: MambaVision on our scan."""
 import importlib.util
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -19,13 +17,11 @@ pytestmark = [
 ]
 
 
-def run_mambavision(code: str) -> list[str]:
-    """Run `code` after making `model` and `x`.
+@pytest.fixture
+def words_of(run_python):
+    """Runs code after making `model` and `x`, and returns the words that it prints.
 
     In a process of its own, because mambavision adds names to timm's registry.
-
-    Returns:
-        The words that the code printed.
     """
     setup = f"""
         import sys
@@ -34,20 +30,21 @@ def run_mambavision(code: str) -> list[str]:
         import visionssm_kernels
         visionssm_kernels.compat.mamba_ssm()
         from mambavision import create_model
-        torch.set_num_threads(2)
         torch.manual_seed(0)
         model = create_model('mamba_vision_T', pretrained=False)
         x = torch.randn(1, 3, 224, 224)
     """
-    result = subprocess.run(
-        [sys.executable, '-c', textwrap.dedent(setup) + textwrap.dedent(code)], capture_output=True, text=True,
-        timeout=110)
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split()
+
+    def run(code: str) -> list[str]:
+        result = run_python('-c', textwrap.dedent(setup) + textwrap.dedent(code))
+        assert result.returncode == 0, result.stderr
+        return result.stdout.split()
+
+    return run
 
 
-def test_forward_and_backward_give_every_parameter_a_finite_gradient():
-    words = run_mambavision("""
+def test_forward_and_backward_give_every_parameter_a_finite_gradient(words_of):
+    words = words_of("""
         out = model(x)
         out.square().mean().backward()
         broken = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
@@ -56,8 +53,8 @@ def test_forward_and_backward_give_every_parameter_a_finite_gradient():
     assert words == ['1', '1000', '0', '31794248']
 
 
-def test_output_is_that_of_the_reference_scan():
-    (error,) = run_mambavision("""
+def test_output_is_that_of_the_reference_scan(words_of):
+    (error,) = words_of("""
         with torch.no_grad():
             out = model.eval()(x)
             with visionssm_kernels.use_backend('reference'):

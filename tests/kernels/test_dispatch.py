@@ -1,8 +1,6 @@
 """Choice of a backend: order by device, overrides, strict mode, report, log lines."""
 import logging
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -140,13 +138,12 @@ def test_report_names_choice_and_reasons():
 
 @pytest.mark.parametrize(('variable', 'value', 'chosen'), [
     ('VISIONSSM_NATIVE', '0', 'chunked'), ('VISIONSSM_BACKEND', 'reference', 'reference')])
-def test_environment_of_a_process(variable, value, chosen):
+def test_environment_of_a_process(run_python, variable, value, chosen):
     code = ('import torch, visionssm_kernels as k\n'
             'x = torch.randn(1, 3, 5)\n'
             'k.selective_scan(x, x, -torch.rand(3, 2), torch.randn(1, 2, 5), torch.randn(1, 2, 5))\n'
             'print(k.backend_report())')
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | {variable: value}, capture_output=True,
-                          text=True, check=True)
+    done = run_python('-c', code, env=os.environ | {variable: value})
     chosen_lines = [line.split() for line in done.stdout.splitlines() if line.endswith('chosen')]
     assert ['selective_scan', 'cpu', chosen, 'chosen'] in chosen_lines
     assert done.stderr == ''

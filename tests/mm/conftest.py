@@ -74,8 +74,8 @@ def train_toy(toy_config):
 
 
 @pytest.fixture
-def run_tool(tmp_path):
-    """A function that runs tools/train.py on a config, or on several in one process, and returns what it did."""
+def run_tool(run_python, tmp_path):
+    """A function that runs tools/train.py on a config, or torchrun on several, and returns what it did."""
 
     def run(cfg, *options, nproc=None, port=29500, timeout=110):
         configs = cfg if isinstance(cfg, list) else [cfg]
@@ -83,14 +83,12 @@ def run_tool(tmp_path):
         for config in configs:
             paths.append(str(tmp_path / f'{uuid.uuid4().hex}.py'))
             config.dump(paths[-1])
-        start = [sys.executable]
-        if nproc:
-            start += ['-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', '--master_addr=127.0.0.1',
-                      f'--master_port={port}']
-            options = (*options, '--launcher', 'pytorch')
-        tool = HERE / 'train_many.py' if len(paths) > 1 else ROOT / 'tools' / 'train.py'
-        return subprocess.run([*start, str(tool), *paths, *options], capture_output=True, text=True, timeout=timeout,
-                              cwd=tmp_path)
+        if nproc is None:
+            return run_python(str(ROOT / 'tools' / 'train.py'), *paths, *options, cwd=tmp_path, timeout=timeout)
+        start = ['-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', '--master_addr=127.0.0.1',
+                 f'--master_port={port}', str(HERE / 'train_many.py')]
+        return subprocess.run([sys.executable, *start, *paths, *options, '--launcher', 'pytorch'], timeout=timeout,
+                              capture_output=True, text=True, cwd=tmp_path)
 
     return run
 

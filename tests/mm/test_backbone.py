@@ -1,7 +1,5 @@
 """The adapter itself: maps of ours and timm's models, freezing, modes, and arguments that it refuses."""
 import copy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -126,8 +124,8 @@ def test_arguments_that_make_no_sense_are_refused(kwargs, message):
         Backbone(**kwargs)
 
 
-def test_a_config_needs_the_scope_alone():
+def test_a_config_needs_the_scope_alone(run_python):
     code = ("from mmengine.registry import MODELS; "
             "print(MODELS.build(dict(type='visionssm.Backbone', name='vmamba_pico')).strides)")
-    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=False)
+    done = run_python('-c', code)
     assert done.stdout.strip() == '[4, 8, 16, 32]', done.stderr[-500:]

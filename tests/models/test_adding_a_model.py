@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -59,8 +60,10 @@ def python(package: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_example_is_listed_trains_and_converts(package: Path):
-    assert python(package, '-W', 'ignore', '-c', CHECK).strip() == 'well'
+def test_the_example_is_listed_trains_and_converts(run_python: Callable, package: Path):
+    path = os.pathsep.join([str(package), str(package / 'kernels')])
+    done = run_python('-c', CHECK, cwd=package, env={**os.environ, 'PYTHONPATH': path})
+    assert done.stdout.strip() == 'well', done.stderr
 
 
 def test_the_example_obeys_the_rules_of_style(package: Path, repo_root: Path):

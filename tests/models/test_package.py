@@ -1,7 +1,7 @@
 """The package's own functions, the cost of importing it, and that a new family is one file."""
 import json
-import multiprocessing
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,36 +36,15 @@ def toy_pico(pretrained: bool = False, **kwargs) -> ToyNet:
 '''
 
 
-RUN = """
-import contextlib, io, traceback
-printed = io.StringIO()
-try:
-    with contextlib.redirect_stdout(printed):
-        exec(code, {})
-except Exception as error:
-    printed.write(traceback.format_exception_only(error)[-1])
-out.send(printed.getvalue().strip())
-"""
+@pytest.fixture
+def python(run_python: Callable) -> Callable[..., str]:
+    """Runs code in an interpreter of its own, folders before the installed packages: what it prints, or its error."""
+    def run(code: str, *folders: Path) -> str:
+        setup = f'import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n'
+        done = run_python('-c', setup + code)
+        return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
 
-
-def python(code: str, *folders: Path) -> str:
-    """Run code in an interpreter of its own, with folders in front of the installed packages: what it prints.
-
-    Each is a copy of one that has imported timm, and nothing of ours, which takes longer than all the rest.
-    """
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['timm'])
-    reader, writer = context.Pipe(duplex=False)
-    setup = f'import sys; sys.path[:0] = {[str(folder) for folder in folders]!r}\n'
-    process = context.Process(target=exec, args=(RUN, {'code': setup + code, 'out': writer}))
-    process.start()
-    writer.close()
-    try:
-        assert reader.poll(100), 'no answer'
-        return reader.recv()
-    finally:
-        process.kill()
-        process.join()
+    return run
 
 
 TASK_FAMILY = '''
@@ -121,7 +100,7 @@ def test_unknown_argument_is_refused():
         visionssm.create_model('vim_pico', embed_dims=3)
 
 
-def test_import_stays_light(repo_root: Path):
+def test_import_stays_light(python: Callable):
     heavy = ('mmengine', 'mmcv', 'cv2', 'matplotlib', 'scipy', 'diffusers', 'albumentations')
     out = python(
         'import json, timm; import visionssm\n'
@@ -129,7 +108,7 @@ def test_import_stays_light(repo_root: Path):
     assert json.loads(out) == []
 
 
-def test_a_new_family_is_one_file(tmp_path: Path, repo_root: Path):
+def test_a_new_family_is_one_file(python: Callable, tmp_path: Path, repo_root: Path):
     folder = copy_of_package(tmp_path, repo_root, 'toy.py', FAMILY)
     out = python(
         'import timm, visionssm; from visionssm.models import ToyNet\n'
@@ -137,7 +116,7 @@ def test_a_new_family_is_one_file(tmp_path: Path, repo_root: Path):
     assert out == 'True True'
 
 
-def test_a_family_of_another_task_is_one_file_too(tmp_path: Path, repo_root: Path):
+def test_a_family_of_another_task_is_one_file_too(python: Callable, tmp_path: Path, repo_root: Path):
     folder = copy_of_package(tmp_path, repo_root, 'toy.py', TASK_FAMILY, 'detection')
     out = python(
         'import visionssm\n'
@@ -149,7 +128,7 @@ def test_a_family_of_another_task_is_one_file_too(tmp_path: Path, repo_root: Pat
     assert out == '[] True True False 3'
 
 
-def test_two_files_of_one_family_are_refused(tmp_path: Path, repo_root: Path):
+def test_two_files_of_one_family_are_refused(python: Callable, tmp_path: Path, repo_root: Path):
     content = TASK_FAMILY.replace('Official((', "Official(family='vim', classes=(")
     for argument, field in (('lambda name: ()', 'keys'), ('lambda name, config', 'build'), ('lambda weights', 'infer')):
         content = content.replace(argument, f'{field}={argument}')
@@ -161,5 +140,5 @@ def test_two_files_of_one_family_are_refused(tmp_path: Path, repo_root: Path):
 @pytest.mark.parametrize(('content', 'message'), [
     ('import nothing_of_this_name', 'nothing_of_this_name'),
     ('__all__ = []', 'must define default_cfgs')])
-def test_a_broken_family_is_loud(tmp_path: Path, repo_root: Path, content: str, message: str):
+def test_a_broken_family_is_loud(python: Callable, tmp_path: Path, repo_root: Path, content: str, message: str):
     assert message in python('import visionssm', copy_of_package(tmp_path, repo_root, 'toy.py', content))

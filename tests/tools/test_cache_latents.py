@@ -2,8 +2,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -86,7 +84,7 @@ def test_half_precision_is_the_default_and_mirrors_are_not(images, vae, tmp_path
 
 
 @pytest.mark.timeout(900)  # a process of its own starts late on a machine with other work
-def test_after_a_kill_the_same_command_ends_with_the_same_bytes(images, vae, tmp_path, repo_root):
+def test_after_a_kill_the_same_command_ends_with_the_same_bytes(start_python, images, vae, tmp_path):
     assert cache_latents(options(images, vae, tmp_path / 'whole')) == 0
     stuck = images / 'cat' / '10.png'
     picture = stuck.read_bytes()
@@ -94,15 +92,16 @@ def test_after_a_kill_the_same_command_ends_with_the_same_bytes(images, vae, tmp
     os.mkfifo(stuck)  # whoever reads it waits, so the process hangs in the third file
     out = tmp_path / 'killed'
     threads = str(torch.get_num_threads())  # another number of them may round the last bit another way
-    process = subprocess.Popen([sys.executable, 'tools/cache_latents.py', *options(images, vae, out)], cwd=repo_root,
-                               stderr=subprocess.DEVNULL, env={**os.environ, 'OMP_NUM_THREADS': threads})
+    process = start_python('tools/cache_latents.py', *options(images, vae, out), streams=(os.devnull, os.devnull),
+                           env={**os.environ, 'OMP_NUM_THREADS': threads})
     try:
         until = time.monotonic() + 600
-        while not (out / '00001.safetensors').exists() and process.poll() is None and time.monotonic() < until:
+        while not (out / '00001.safetensors').exists() and process.is_alive() and time.monotonic() < until:
             time.sleep(0.1)
     finally:
         process.kill()
-    assert process.wait() == -signal.SIGKILL
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert sorted(path.name for path in out.glob('*.safetensors')) == ['00000.safetensors', '00001.safetensors']
     assert not (out / 'latents.json').exists()
     (out / '.00002.safetensors.abc.tmp').write_bytes(b'half')

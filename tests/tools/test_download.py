@@ -1,7 +1,5 @@
 """`visionssm download`: what it lists, fetches, takes from files, and how it fails."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -97,6 +95,6 @@ def test_unknown_names_end_in_one_line(arguments: list[str], capsys):
 
 
 @pytest.mark.parametrize('command', [['tools/download.py'], ['-m', 'visionssm', 'download']])
-def test_the_scripts_run(command: list[str]):
-    done = subprocess.run([sys.executable, *command, '--list', 'vmamba_tiny'], cwd=ROOT, capture_output=True, text=True)
+def test_the_scripts_run(run_python, command: list[str]):
+    done = run_python(*command, '--list', 'vmamba_tiny')
     assert done.returncode == 0 and done.stdout.splitlines()[1].startswith('vmamba_tiny.in1k')

@@ -2,8 +2,6 @@
 import json
 import shutil
 import struct
-import subprocess
-import sys
 import uuid
 
 import numpy as np
@@ -120,10 +118,9 @@ def test_an_unreadable_test_image_is_left_out_and_counted(imagenet, always_tissu
     assert results['count'] == 8 and results['unreadable'] == 1 and results['top1'] == pytest.approx(25)
 
 
-def test_the_tool_itself_runs(imagenet, always_tissue, tmp_path, repo_root):
-    command = [sys.executable, 'tools/test.py', '--model', 'test_vit', '--data', str(imagenet), always_tissue,
-               '--work-dir', str(tmp_path / 'out'), '--amp']
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root)
+def test_the_tool_itself_runs(run_python, imagenet, always_tissue, tmp_path):
+    done = run_python('tools/test.py', '--model', 'test_vit', '--data', str(imagenet), always_tissue,
+                      '--work-dir', str(tmp_path / 'out'), '--amp')
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == 'top-1: 33.33'
 

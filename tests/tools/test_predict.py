@@ -1,7 +1,5 @@
 """tools/predict.py: names, pictures, unreadable files, and what a checkpoint says about itself."""
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +25,9 @@ def exported(tmp_path):
     return classifier, str(export_best(classifier, classifier.state_dict(), tmp_path / 'best', CLASSES))
 
 
-def test_the_tool_prints_the_best_classes_and_draws(exported, pictures, tmp_path, repo_root):
-    command = [sys.executable, 'tools/predict.py', str(pictures), '--checkpoint', exported[1], '--topk', '3',
-               '--device', 'cpu', '--out', str(tmp_path / 'out')]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=repo_root)
+def test_the_tool_prints_the_best_classes_and_draws(run_python, exported, pictures, tmp_path):
+    done = run_python('tools/predict.py', str(pictures), '--checkpoint', exported[1], '--topk', '3',
+                      '--device', 'cpu', '--out', str(tmp_path / 'out'))
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == str(pictures / 'picture0.png') and [line.split()[0] for line in lines[1:4]] == ['1', '2', '3']

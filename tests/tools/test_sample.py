@@ -1,8 +1,6 @@
 """tools/sample.py: grids and files, the same pictures for a seed, going on after a stop, names, and what it refuses."""
 import json
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -104,17 +102,17 @@ def test_only_what_is_missing_is_drawn_again(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.timeout(900)  # a process of its own starts late on a machine with other work
-def test_a_kill_leaves_whole_pictures_and_the_same_command_goes_on(checkpoint, tmp_path, repo_root):
-    command = [sys.executable, 'tools/sample.py', *arguments(checkpoint, tmp_path), '--batch-size', '2']
-    with open(tmp_path / 'errors.txt', 'w') as errors:
-        process = subprocess.Popen([*command, '--num', '2000'], cwd=repo_root, stderr=errors)
+def test_a_kill_leaves_whole_pictures_and_the_same_command_goes_on(start_python, checkpoint, tmp_path):
+    process = start_python('tools/sample.py', *arguments(checkpoint, tmp_path), '--batch-size', '2', '--num', '2000',
+                           streams=(os.devnull, tmp_path / 'errors.txt'))
     try:
         until = time.monotonic() + 600
-        while len(list(tmp_path.glob('*.png'))) < 2 and process.poll() is None and time.monotonic() < until:
+        while len(list(tmp_path.glob('*.png'))) < 2 and process.is_alive() and time.monotonic() < until:
             time.sleep(0.05)
     finally:
         process.kill()
-    assert process.wait() < 0, (tmp_path / 'errors.txt').read_text()
+        process.join()
+    assert process.exitcode < 0, (tmp_path / 'errors.txt').read_text()
     found = sorted(path.name for path in tmp_path.glob('*.png'))
     assert found[0] == '0004_00000.png' and all(Image.open(tmp_path / name).load() for name in found)
     number = str(len(found) + 2)

@@ -1,6 +1,5 @@
 """The stand-in for mmcv's compiled operators: when it is found, what it refuses, what its operators compute."""
 import importlib
-import subprocess
 import sys
 
 import pytest
@@ -47,7 +46,7 @@ def _bilinear(image, y, x):
 # --- the finder
 
 
-def test_importing_the_package_installs_one_finder_at_the_end_and_no_mmcv():
+def test_importing_the_package_installs_one_finder_at_the_end_and_no_mmcv(run_python):
     code = """if True:
         import importlib, sys
         import visionssm.openmmlab.mmcv_ops as module
@@ -60,15 +59,16 @@ def test_importing_the_package_installs_one_finder_at_the_end_and_no_mmcv():
         import mmcv.ops
         assert 'mmcv._ext' in sys.modules
     """
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True)
+    done = run_python('-c', code)
+    assert done.returncode == 0, done.stderr
 
 
-def test_scripts_that_need_mmcv_ops_run_through_the_package(tmp_path):
+def test_scripts_that_need_mmcv_ops_run_through_the_package(run_python, tmp_path):
     (tmp_path / 'helper.py').write_text('import mmcv.ops\n')
     script = tmp_path / 'script.py'
     script.write_text('import sys, helper\nassert __name__ == "__main__" and sys.argv[1:] == ["--flag"]\n')
-    run = [sys.executable, '-W', 'ignore', '-m', 'visionssm.openmmlab', str(script)]
-    subprocess.run([*run, '--flag'], check=True)
+    done = run_python('-m', 'visionssm.openmmlab', str(script), '--flag')
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_script_is_named(monkeypatch):
