@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from pathlib import Path
 
@@ -74,21 +75,57 @@ def train_toy(toy_config):
 
 
 @pytest.fixture
-def run_tool(run_python, tmp_path):
-    """A function that runs tools/train.py on a config, or torchrun on several, and returns what it did."""
+def written(tmp_path):
+    """A function that writes configs to files and returns their paths."""
 
-    def run(cfg, *options, nproc=None, port=29500, timeout=110):
-        configs = cfg if isinstance(cfg, list) else [cfg]
-        paths = []
-        for config in configs:
-            paths.append(str(tmp_path / f'{uuid.uuid4().hex}.py'))
-            config.dump(paths[-1])
-        if nproc is None:
-            return run_python(str(ROOT / 'tools' / 'train.py'), *paths, *options, cwd=tmp_path, timeout=timeout)
-        start = ['-m', 'torch.distributed.run', f'--nproc_per_node={nproc}', '--master_addr=127.0.0.1',
-                 f'--master_port={port}', str(HERE / 'train_many.py')]
-        return subprocess.run([sys.executable, *start, *paths, *options, '--launcher', 'pytorch'], timeout=timeout,
-                              capture_output=True, text=True, cwd=tmp_path)
+    def write(*configs):
+        paths = [str(tmp_path / f'{uuid.uuid4().hex}.py') for _ in configs]
+        for config, path in zip(configs, paths, strict=True):
+            config.dump(path)
+        return paths
+
+    return write
+
+
+@pytest.fixture
+def run_tool(run_python, written, tmp_path):
+    """A function that runs tools/train.py on a config and returns what it did."""
+    return lambda config: run_python(str(ROOT / 'tools' / 'train.py'), *written(config), cwd=tmp_path)
+
+
+@pytest.fixture
+def torchrun(written, free_port, tmp_path):
+    """A function that trains configs one after the other in two processes of torchrun."""
+
+    def run(*configs, timeout=250):
+        command = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--master_addr=127.0.0.1',
+                   f'--master_port={free_port}', str(HERE / 'train_many.py'), *written(*configs)]
+        done = subprocess.run([*command, '--launcher', 'pytorch'], capture_output=True, text=True, timeout=timeout,
+                              cwd=tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    return run
+
+
+@pytest.fixture
+def train_in_two(start_python, written, free_port, tmp_path):
+    """A function that trains configs one after the other in the same two processes, told what torchrun tells."""
+
+    def run(*configs, timeout=250):
+        paths, errors = written(*configs), [tmp_path / f'{rank}.txt' for rank in range(2)]
+        world = dict(os.environ, WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', MASTER_ADDR='127.0.0.1',
+                     MASTER_PORT=str(free_port))
+        processes = [
+            start_python(str(HERE / 'train_many.py'), *paths, '--launcher', 'pytorch', cwd=tmp_path,
+                         streams=(os.devnull, errors[rank]), env=dict(world, RANK=str(rank), LOCAL_RANK=str(rank)))
+            for rank in range(2)]
+        until = time.monotonic() + timeout
+        for process in processes:
+            process.join(max(0, until - time.monotonic()))
+        for process in processes:
+            process.kill()
+            process.join()
+        assert [process.exitcode for process in processes] == [0, 0], [path.read_text()[-3000:] for path in errors]
 
     return run
 

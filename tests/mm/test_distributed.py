@@ -17,7 +17,7 @@ def plain_config(toy_config, tmp_path):
     def make(name, batch_size, wrapper=None, **overrides):
         cfg = toy_config(name, **overrides)
         cfg.train_dataloader.batch_size = batch_size
-        cfg.train_dataloader.dataset.transform = dict(type='ShiftFlip')
+        cfg.train_dataloader.dataset.update(size=32, transform=dict(type='ShiftFlip'))
         cfg.optim_wrapper.clip_grad = dict(max_norm=1.0)
         cfg.custom_hooks = [dict(type='LossHook', path=str(tmp_path / f'{name}.npy')),
                             dict(type='EMAHook', decay=0.9)]
@@ -42,21 +42,20 @@ def assert_near(one, two, kind):
 
 @pytest.mark.slow
 def test_two_processes_train_like_one_and_sharded_checkpoints_resume_sharded_and_whole(
-        plain_config, train_toy, run_tool, tmp_path, free_port):
+        plain_config, train_toy, torchrun, tmp_path):
     first = str(tmp_path / 'fsdp' / 'epoch_1.pth')
     # one start for all: it takes longer than the training
-    done = run_tool([
+    torchrun(
         *(plain_config(kind, 4, wrapper) for kind, wrapper in WRAPPERS.items()),
         plain_config('again', 4, WRAPPERS['fsdp'], resume=True, load_from=first),
-        plain_config('mixed', 4, dict(WRAPPERS['fsdp'], param_dtype='bfloat16', reduce_dtype='float32'))],
-        nproc=2, port=free_port, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
+        plain_config('mixed', 4, dict(WRAPPERS['fsdp'], param_dtype='bfloat16', reduce_dtype='float32'),
+                     train_cfg=dict(by_epoch=True, max_epochs=1)))
     train_toy(plain_config('one', 8))
     train_toy(plain_config('rest', 8, resume=True, load_from=first))
     one, ddp, fsdp, again, rest = (torch.load(tmp_path / name / 'epoch_3.pth', weights_only=False)
                                    for name in ('one', 'ddp', 'fsdp', 'again', 'rest'))
     for kind, two in (('ddp', ddp), ('fsdp', fsdp)):
-        assert len(losses(tmp_path, 'one')) == len(losses(tmp_path, kind)) == 24
+        assert len(losses(tmp_path, 'one')) == len(losses(tmp_path, kind)) == 12
         np.testing.assert_allclose(losses(tmp_path, kind), losses(tmp_path, 'one'), rtol=2e-6, err_msg=kind)
         logged = [whole['message_hub']['log_scalars']['train/loss']['log_history'] for whole in (one, two)]
         torch.testing.assert_close(*logged, rtol=2e-6, atol=0)
@@ -65,8 +64,8 @@ def test_two_processes_train_like_one_and_sharded_checkpoints_resume_sharded_and
         assert all(torch.equal(value, again[part][key]) for key, value in fsdp[part].items())
     assert_near(fsdp, rest, 'resumed by one process')
     # half-precision parameters in the blocks (observed 2e-3), checkpoints in float32 all the same
-    np.testing.assert_allclose(losses(tmp_path, 'mixed'), losses(tmp_path, 'fsdp'), rtol=0.02)
-    mixed = torch.load(tmp_path / 'mixed' / 'epoch_3.pth', weights_only=True)['state_dict']
+    np.testing.assert_allclose(losses(tmp_path, 'mixed'), losses(tmp_path, 'fsdp')[:4], rtol=0.02)
+    mixed = torch.load(tmp_path / 'mixed' / 'epoch_1.pth', weights_only=True)['state_dict']
     assert all(value.dtype is torch.float32 for value in mixed.values())
 
 

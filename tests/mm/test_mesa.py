@@ -146,7 +146,7 @@ WRAPPERS = {'ddp': None, 'fsdp': dict(type='FullyShard', min_params=1_000)}
 
 @pytest.mark.slow
 def test_two_processes_learn_like_one_and_resume_to_the_same_weights_and_statistics(
-        mesa_config, train_toy, run_tool, tmp_path, free_port, assert_same_state):
+        mesa_config, train_toy, train_in_two, tmp_path, assert_same_state):
     def config(name, batch_size, wrapper=None):
         # no batch statistics and nothing random: only the teacher's part in the sum of gradients is compared
         overrides = {} if wrapper is None else dict(model_wrapper_cfg=wrapper)
@@ -154,17 +154,20 @@ def test_two_processes_learn_like_one_and_resume_to_the_same_weights_and_statist
                           **overrides)
         cfg.model.pop('mixup')
         cfg.train_dataloader.update(batch_size=batch_size)
-        cfg.train_dataloader.dataset.transform = dict(type='ShiftFlip')
+        cfg.train_dataloader.dataset.update(size=32, transform=dict(type='ShiftFlip'))
+        return cfg
+
+    def random(name, **overrides):
+        # sharded: whole files are resumed by every process alike
+        cfg = mesa_config(name, model_wrapper_cfg=WRAPPERS['fsdp'], **overrides)
+        cfg.train_dataloader.dataset.size = 32
         return cfg
 
     train_toy(config('one', 8))
-    # sharded: whole files are resumed by every process alike
-    sharded = dict(model_wrapper_cfg=WRAPPERS['fsdp'])
     first = str(tmp_path / 'whole' / 'epoch_1.pth')
-    done = run_tool([*(config(kind, 4, wrapper) for kind, wrapper in WRAPPERS.items()), mesa_config('whole', **sharded),
-                     mesa_config('again', resume=True, load_from=first, **sharded)], nproc=2, port=free_port,
-                    timeout=250)
-    assert done.returncode == 0, done.stderr
+    train_in_two(*(config(kind, 4, wrapper) for kind, wrapper in WRAPPERS.items()), random('whole'),
+                 random('again', resume=True, load_from=first))
+    assert len(np.load(tmp_path / 'one.npy')) == 12
     one = torch.load(tmp_path / 'one' / 'epoch_3.pth', weights_only=False)
     for kind in WRAPPERS:
         np.testing.assert_allclose(np.load(tmp_path / f'{kind}.npy'), np.load(tmp_path / 'one.npy'), rtol=5e-6,
