@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 TWO_STAGES = {'depths': (1, 1), 'dims': (16, 32)}
@@ -32,6 +31,9 @@ SHALLOW = {
 
 def pytest_configure(config: pytest.Config) -> None:
     """Parallel workers share the cores: one thread each; a single process takes two."""
+    if not hasattr(config, 'workerinput') and config.getoption('numprocesses', None):
+        return  # it hands tests out and runs none: they need not wait until it has imported PyTorch
+    import torch
     workers = int(os.environ.get('PYTEST_XDIST_WORKER_COUNT', '1'))
     torch.set_num_threads(1 if workers > 1 else min(2, torch.get_num_threads()))
     if workers > 1:
@@ -45,6 +47,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
+    import torch
     torch.manual_seed(0)
     yield
 
@@ -87,7 +90,8 @@ def load_tool(repo_root: Path) -> Callable[[str], ModuleType]:
 
 # What `python ARGUMENTS` does, in a copy of an interpreter.
 AS_MAIN = """
-import os, runpy, sys, torch
+import os, runpy, sys, tempfile, torch
+tempfile.tempdir = None  # the environment's
 for stream, path in enumerate(streams, 1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
 os.environ.clear()
@@ -97,6 +101,7 @@ torch.set_num_threads(int(env.get('OMP_NUM_THREADS', torch.get_num_threads())))
 sys.path[:0] = filter(None, env.get('PYTHONPATH', '').split(os.pathsep))
 kind, *rest = sys.argv = arguments
 if kind == '-c':
+    sys.argv = ['-c', *rest[1:]]
     exec(rest[0], {'__name__': '__main__'})
 elif kind == '-m':
     sys.argv = rest

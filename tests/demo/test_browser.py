@@ -1,11 +1,11 @@
 """The page in a browser, from the upload to the result."""
+import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -189,25 +189,36 @@ def test_the_page_fits_on_a_phone(page):
     assert run_button['x'] >= 0 and run_button['x'] + run_button['width'] <= 390
 
 
-def heed_interrupts() -> None:
-    """A test that runs in the background of a script inherits deaf ears."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# a test that runs in the background of a script inherits deaf ears
+DEMO = """if True:
+    import runpy, signal
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_path('tools/demo.py', run_name='__main__')
+"""
+
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    """A home without settings; what the first demo caches there, the second finds."""
+    return tmp_path_factory.mktemp('home')
 
 
 @pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
-def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(repo_root, tmp_path, number):
-    work = tmp_path / 'tmp'
+def test_the_command_ends_when_it_is_told_to_and_leaves_nothing(start_python, home, tmp_path, number):
+    work, out, err = tmp_path / 'tmp', tmp_path / 'out.txt', tmp_path / 'err.txt'
     work.mkdir()
-    command = [sys.executable, 'tools/demo.py', '--no-browser', '--port', str(free_port()), '--device', 'cpu']
-    environment = {**dict(PATH='/usr/bin:/bin', PYTHONUNBUFFERED='1'), 'TMPDIR': str(work), 'HOME': str(tmp_path)}
-    with subprocess.Popen(command, cwd=repo_root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          text=True, preexec_fn=heed_interrupts) as process:
-        try:
-            assert process.stdout.readline().startswith('http://127.0.0.1:')
-            assert len(list(work.glob('visionssm-demo-*'))) == 1
-            process.send_signal(number)
-            out, err = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 0 and 'ended' in out and 'Traceback' not in err
+    out.touch()
+    process = start_python('-c', DEMO, '--no-browser', '--port', str(free_port()), '--device', 'cpu',
+                           streams=(out, err), env=dict(PATH='/usr/bin:/bin', TMPDIR=str(work), HOME=str(home)))
+    try:
+        while process.is_alive() and not out.read_text().endswith('\n'):
+            time.sleep(0.05)
+        assert out.read_text().startswith('http://127.0.0.1:'), err.read_text()
+        assert len(list(work.glob('visionssm-demo-*'))) == 1
+        os.kill(process.pid, number)
+        process.join(60)
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == 0 and 'ended' in out.read_text() and 'Traceback' not in err.read_text()
     assert not list(work.glob('visionssm-demo-*')) and Path(tempfile.gettempdir()).exists()
