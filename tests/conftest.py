@@ -131,7 +131,7 @@ def start_python() -> Callable[..., BaseProcess]:
     return start
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def run_python(start_python: Callable[..., BaseProcess], tmp_path_factory: pytest.TempPathFactory) -> Callable:
     """Runs `python ARGUMENTS` as `start_python` does to its end, and returns its code and what it wrote."""
     def run(*arguments: str, timeout: float = 110, **options: object) -> subprocess.CompletedProcess:

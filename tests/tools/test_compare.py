@@ -1,8 +1,6 @@
 """tools/compare_models.py: trains what is not finished, and writes a page and a plot from the logs."""
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 
@@ -15,14 +13,13 @@ SHORT = ['--cfg-options', 'train_cfg.max_epochs=2', 'train_dataloader.num_batch_
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory, repo_root):
+def finished(run_python, tmp_path_factory, repo_root):
     """A comparison of one family that has run, and its command."""
     root = tmp_path_factory.mktemp('comparison')
-    command = [sys.executable, str(repo_root / 'tools' / 'compare_models.py'), '--only', VIM, '--work-dir', 'runs',
-               '--out', 'docs/page.md', '--plot', 'docs/images/plot.png', *SHORT]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    command = ['--only', VIM, '--work-dir', 'runs', '--out', 'docs/page.md', '--plot', 'docs/images/plot.png', *SHORT]
+    done = run_python(str(repo_root / 'tools' / 'compare_models.py'), *command, cwd=root)
     assert done.returncode == 0, done.stderr[-2000:]
-    return root, command[2:], done
+    return root, command, done
 
 
 @pytest.fixture
