@@ -154,7 +154,7 @@ APART void NAME(forward_task)(const NAME(task) *t) {
     if (a->D) NAME(load_rows)(&skip, (const T *)a->D + t->d, 1, 1, t->lanes, 1);
     memset(s->row, 0, sizeof(V) * N * ROUND_UP(W));
     for (int64_t i = 0; i < a->height; i++) {
-        if (i % ROWS == 0) NAME(save_checkpoint)(t, i / ROWS);
+        if (a->checkpoints && i % ROWS == 0) NAME(save_checkpoint)(t, i / ROWS);
         NAME(load_row)(t, i, 0, 0);
         for (int64_t j = 0; j < W; j++) s->y[j] = s->x[j] * skip;
         for (int64_t n = 0; n < N; n++)

@@ -57,7 +57,7 @@ def test_routes_are_read_and_written_where_they_lie(merge: bool, shared: bool):
 def test_the_wavefront_is_what_the_definition_gives(height: int, width: int, reverse: bool):
     wide, narrow = ([maps(2, size, height, width, seed=10 * size + seed) for seed in range(3)] for size in (4, 2))
     rates = [-maps(4, 2, seed=seed).exp() for seed in (1, 2)]
-    arguments = (*wide, *rates, *narrow, maps(4), maps(4, seed=3), maps(4, seed=4), True, reverse)
+    arguments = (*wide, *rates, *narrow, maps(4), maps(4, seed=3), maps(4, seed=4), True, reverse, False)
     op = torch.ops.visionssm.wavefront_scan.default
     with kernels.use_backend('reference'):
         want = op(*arguments)[0]

@@ -41,7 +41,8 @@ def x() -> torch.Tensor:
 def test_opcheck(dtype, extras):
     inputs = [x.requires_grad_() for x in wavefront_inputs(2, 3, 4, 5, 2, extras, dtype).values()]
     inputs += [None] * (11 - len(inputs))
-    torch.library.opcheck(torch.ops.visionssm.wavefront_scan.default, (*inputs, extras, True))
+    for keep in (True, False):
+        torch.library.opcheck(torch.ops.visionssm.wavefront_scan.default, (*inputs, extras, True, keep))
     torch.library.opcheck(torch.ops.visionssm.wavefront_scan_2d.default, (*inputs, extras, True))
 
 
@@ -49,7 +50,7 @@ def test_opcheck(dtype, extras):
 def test_opcheck_of_the_backward_op(extras):
     inputs = [*wavefront_inputs(2, 3, 9, 5, 2, extras).values()]
     inputs += [None] * (11 - len(inputs))
-    out, checkpoints = torch.ops.visionssm.wavefront_scan(*inputs, extras, False)
+    out, checkpoints = torch.ops.visionssm.wavefront_scan(*inputs, extras, False, True)
     arguments = (torch.randn_like(out), *inputs, checkpoints, extras, False)
     torch.library.opcheck(torch.ops.visionssm.wavefront_scan_backward.default, arguments)
 

@@ -16,7 +16,7 @@ from visionssm_kernels._testing import (
     results_and_gradients,
     wavefront_inputs,
 )
-from visionssm_kernels.wavefront_scan_2d import chunked, reference
+from visionssm_kernels.wavefront_scan_2d import chunked, op, reference
 
 pytestmark = pytest.mark.usefixtures('poisoned_memory')
 
@@ -221,9 +221,36 @@ def test_large_steps_forget_without_nan(cpu_backend):
 
 def test_states_are_kept_for_every_eighth_row_only():
     u, delta, _, A, _, B, _, C, D, *_ = wavefront_inputs(1, 3, 17, 5, 2).values()
-    _, checkpoints = torch.ops.visionssm.wavefront_scan(u, delta, delta, A, A, B, B, C, D, None, None, True, False)
+    inputs = (u, delta, delta, A, A, B, B, C, D, None, None, True, False)
+    out, checkpoints = torch.ops.visionssm.wavefront_scan(*inputs, True)
     assert checkpoints.shape == (1, 3, 2, 5, 3) and reference.ROWS == 8
     assert not checkpoints[:, 0].any() and checkpoints[:, 1:].all()
+    same, none = torch.ops.visionssm.wavefront_scan(*inputs, False)
+    assert torch.equal(same, out) and none.shape == (1, 0, 2, 5, 3)
+
+
+def test_a_gradient_without_kept_states_computes_them_again(cpu_backend):
+    inputs = [x.requires_grad_() for x in wavefront_inputs(1, 3, 17, 5, 2).values()]
+    inputs += [None] * (11 - len(inputs))
+    results = []
+    with use_backend(cpu_backend):
+        for keep in (True, False):
+            out = torch.ops.visionssm.wavefront_scan(*inputs, True, False, keep)[0]
+            results.append(torch.autograd.grad(out.square().sum(), [x for x in inputs if x is not None]))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def test_states_are_kept_where_a_gradient_is_wanted_only(monkeypatch):
+    kept = []
+    empty = op._wavefront_scan_fake
+    monkeypatch.setattr(op, '_primitive', lambda *args: kept.append(args[-1]) or empty(*args))
+    inputs = wavefront_inputs(1, 3, 4, 5, 2)
+    op._checked_scan(**inputs)
+    inputs['A_left'].requires_grad_()
+    op._checked_scan(**inputs)
+    with torch.no_grad():
+        op._checked_scan(**inputs)
+    assert kept == [False, True, False]
 
 
 @pytest.mark.parametrize(('change', 'error', 'message'), [

@@ -37,3 +37,17 @@ def test_quarter_turn():
 @pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
 def test_table_takes_the_dtype_of_the_tokens(dtype: torch.dtype):
     assert rotary_table(2, 2, 4, torch.zeros(1, dtype=dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize('cut', ['all', 'strided', 'odd offset', 'odd number'])
+def test_inference_turns_as_training_does(cut: str):
+    whole = torch.randn(2, 15, 3, 9, dtype=torch.float64)
+    x = {'all': whole[..., :8].contiguous()[:, :, 0], 'strided': whole.flatten(2)[..., 2:10],
+         'odd offset': whole.flatten(2)[..., 3:11], 'odd number': whole[:, :, 0, :8]}[cut]
+    table = rotary_table(3, 5, 8, x, precise=True)
+    with torch.no_grad():
+        found = apply_rotary(x, table)
+        scripted = torch.jit.script(apply_rotary)(x, table)
+    expected = apply_rotary(x, table)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(scripted, expected, rtol=0, atol=0)

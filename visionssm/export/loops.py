@@ -198,6 +198,7 @@ def _wavefront_scan(
         bias_left: torch.Tensor | None,
         delta_softplus: bool,
         reverse: bool,
+        keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`visionssm::wavefront_scan` around a loop over its diagonals; without checkpoints."""
     batch, _, height, width = u.shape

@@ -5,6 +5,8 @@ from typing import Optional
 import torch
 from timm.layers import register_notrace_function
 
+from visionssm_kernels.selective_scan_2d.routes import is_traced
+
 __all__ = ['apply_rotary', 'rotary_table']
 
 
@@ -54,6 +56,24 @@ def rotary_table(
     return torch.stack([angles.cos(), angles.sin()]).to(reference.dtype)
 
 
+@torch.jit.unused
+def _turn(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """One product in place of a negation, a copy, two products and a sum."""
+    turns = torch.complex(table[0, :, ::2].contiguous(), table[1, :, ::2].contiguous())
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
+
+
+@torch.jit.unused
+def _is_complex(x: torch.Tensor) -> bool:
+    """Says whether channel pairs in memory can be read as complex numbers; in graphs and for gradients they are not."""
+    if torch.is_grad_enabled() or is_traced(x) or torch.jit.is_tracing():
+        return False
+    if x.dtype not in (torch.float32, torch.float64):
+        return False
+    return x.stride(-1) == 1 and not any(n % 2 for n in (x.shape[-1], x.storage_offset(), *x.stride()[:-1]))
+
+
+@register_notrace_function
 def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     """Rotate the channel pairs (2j, 2j + 1) of every token.
 
@@ -64,6 +84,9 @@ def apply_rotary(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     Returns:
         (B, L, C) in the promoted dtype of both.
     """
+    if not torch.jit.is_scripting():
+        if x.dtype == table.dtype and _is_complex(x):
+            return _turn(x, table)
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([-odd, even], dim=-1).flatten(-2)
     return x * table[0] + turned * table[1]

@@ -83,6 +83,11 @@ class StarReLU(_StarReLU):
         nn.init.zeros_(self.bias)
 
 
+def _gelu(x: torch.Tensor) -> torch.Tensor:
+    """Overwrite x where no gradient needs it."""
+    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+
+
 class LocalPath(nn.Module):
     """Widen, depth-wise 3 x 3 convolution, narrow, with StarReLU in between."""
 
@@ -206,7 +211,7 @@ class M2DMixer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, H, W, C) to itself."""
-        u = F.gelu(self.in_proj(x))
+        u = _gelu(self.in_proj(x))
         parts = self.x_proj(u).split(self.sizes, dim=-1)
         B_top = parts[2].permute(0, 3, 1, 2)
         B_left = B_top if self.shared_b else parts[3].permute(0, 3, 1, 2)
@@ -215,7 +220,7 @@ class M2DMixer(nn.Module):
             self.left.dt_proj(parts[1]).permute(0, 3, 1, 2), negative_exp(self.top.A_log),
             negative_exp(self.left.A_log), B_top, B_left, parts[-1].permute(0, 3, 1, 2), self.D, self.top.dt_bias,
             self.left.dt_bias, True, self.reverse)
-        y = self.out_proj(F.gelu(y.permute(0, 2, 3, 1)))
+        y = self.out_proj(_gelu(y.permute(0, 2, 3, 1)))
         if self.has_local:
             y = y + self.local_path(self.local_norm(x))
         return y

@@ -59,15 +59,38 @@ def forward(
         reverse: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs the scan; see `reference`."""
-    dtype = accumulation_dtype(u)
     batch, dim, height, width = u.shape
+    checkpoints = torch.empty(
+        batch, math.ceil(height / ROWS), A_top.shape[1], width, dim, dtype=accumulation_dtype(u))
+    out = forward_only(u, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D, bias_top, bias_left,
+                       delta_softplus, reverse, checkpoints)
+    return out, checkpoints
+
+
+def forward_only(
+        u: torch.Tensor,
+        delta_top: torch.Tensor,
+        delta_left: torch.Tensor,
+        A_top: torch.Tensor,
+        A_left: torch.Tensor,
+        B_top: torch.Tensor,
+        B_left: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None,
+        bias_top: torch.Tensor | None,
+        bias_left: torch.Tensor | None,
+        delta_softplus: bool,
+        reverse: bool,
+        checkpoints: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Runs the scan, and fills the checkpoints if they are given: at N = 16 they are twice as large as the output."""
+    dtype = accumulation_dtype(u)
     maps = dict(u=u, delta_top=delta_top, delta_left=delta_left, B_top=B_top, B_left=B_left, C=C)
     inputs = {name: x.to(dtype) for name, x in maps.items()}
     inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
     out = torch.empty_like(u, dtype=dtype)
-    checkpoints = torch.empty(batch, math.ceil(height / ROWS), A_top.shape[1], width, dim, dtype=dtype)
     _run(inputs, delta_softplus, reverse, False, out=out, checkpoints=checkpoints)
-    return out.to(u.dtype), checkpoints
+    return out.to(u.dtype)
 
 
 def backward(

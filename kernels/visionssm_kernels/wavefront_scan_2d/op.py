@@ -1,6 +1,6 @@
 """`wavefront_scan_2d`: the registered ops, their checks, gradient, FLOP formula and form for export.
 
-`visionssm::wavefront_scan` is the primitive, which also returns the checkpoints of its gradient;
+`visionssm::wavefront_scan` is the primitive, which also returns the checkpoints of its gradient, or none of them;
 `visionssm::wavefront_scan_2d` checks the arguments and calls it.
 """
 from typing import Any
@@ -35,11 +35,11 @@ _dispatch.register_backend(_OP, 'reference', f'{__package__}.reference')
 _PARAMETERS = (3, 4, 8, 9, 10)  # A_top, A_left, D and the biases among the tensors
 
 
-def _outputs(u: torch.Tensor, A_top: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _outputs(u: torch.Tensor, A_top: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Makes the empty outputs of the primitive."""
     batch, dim, height, width = u.shape
-    return (torch.empty_like(u),
-            u.new_empty(batch, (height + ROWS - 1) // ROWS, A_top.shape[1], width, dim, dtype=accumulation_dtype(u)))
+    marks = (height + ROWS - 1) // ROWS if keep else 0
+    return torch.empty_like(u), u.new_empty(batch, marks, A_top.shape[1], width, dim, dtype=accumulation_dtype(u))
 
 
 def _canonical(tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
@@ -49,16 +49,22 @@ def _canonical(tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
 
 
 def _wavefront_scan(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    *tensors, delta_softplus, reverse = args
-    if tensors[0].shape[0] == 0:
-        return _outputs(tensors[0], tensors[3])
-    backend = _dispatch.select_backend(_OP, tensors[0].device)
-    out, checkpoints = backend.forward(*_canonical(tensors), delta_softplus, reverse)
-    return lay_out(out, tensors[0]), checkpoints
+    *tensors, delta_softplus, reverse, keep = args
+    u, A_top = tensors[0], tensors[3]
+    if u.shape[0] == 0:
+        return _outputs(u, A_top, keep)
+    backend = _dispatch.select_backend(_OP, u.device)
+    inputs = (*_canonical(tensors), delta_softplus, reverse)
+    if keep:
+        out, checkpoints = backend.forward(*inputs)
+        return lay_out(out, u), checkpoints
+    out = backend.forward_only(*inputs) if hasattr(backend, 'forward_only') else backend.forward(*inputs)[0]
+    none = u.new_empty(u.shape[0], 0, A_top.shape[1], u.shape[3], u.shape[1], dtype=accumulation_dtype(u))
+    return lay_out(out, u), none
 
 
 def _wavefront_scan_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return _outputs(args[0], args[3])
+    return _outputs(args[0], args[3], args[-1])
 
 
 def _wavefront_scan_backward(dout: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
@@ -76,7 +82,7 @@ def _wavefront_scan_backward_fake(dout: torch.Tensor, *args: Any) -> tuple[torch
 
 
 def _setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: tuple) -> None:
-    *tensors, ctx.delta_softplus, ctx.reverse = inputs
+    *tensors, ctx.delta_softplus, ctx.reverse, ctx.keep = inputs
     ctx.save_for_backward(*tensors, output[1])
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
@@ -88,10 +94,12 @@ def _backward(
         _: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, ...]:
     if dout is None:
-        return (None,) * 13
+        return (None,) * 14
     *tensors, checkpoints = ctx.saved_tensors
+    if not ctx.keep:
+        checkpoints = _primitive(*tensors, ctx.delta_softplus, ctx.reverse, True)[1]
     grads = torch.ops.visionssm.wavefront_scan_backward(dout, *tensors, checkpoints, ctx.delta_softplus, ctx.reverse)
-    return (*drop_absent(tensors, grads), None, None)
+    return (*drop_absent(tensors, grads), None, None, None)
 
 
 def _flops(*shapes: Any, **kwargs: Any) -> int:
@@ -110,7 +118,7 @@ _TENSORS = ('Tensor u, Tensor delta_top, Tensor delta_left, Tensor A_top, Tensor
             'Tensor C, Tensor? D, Tensor? delta_bias_top, Tensor? delta_bias_left')
 _FLAGS = 'bool delta_softplus, bool reverse'
 _primitive = define_op(
-    'wavefront_scan', f'({_TENSORS}, {_FLAGS}) -> (Tensor, Tensor)', _wavefront_scan, _wavefront_scan_fake,
+    'wavefront_scan', f'({_TENSORS}, {_FLAGS}, bool keep) -> (Tensor, Tensor)', _wavefront_scan, _wavefront_scan_fake,
     setup_context=_setup_context, backward=_backward, flops=_flops, decomposition=traceable.wavefront_scan)
 define_op(
     'wavefront_scan_backward',
@@ -154,8 +162,9 @@ def _checked_scan(
     for name, x in vectors.items():
         if x is not None:
             check_shape(_OP, name, x, (dim,), '(D,)')
-    return _primitive(u, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D, delta_bias_top, delta_bias_left,
-                      delta_softplus, reverse)[0]
+    tensors = (u, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D, delta_bias_top, delta_bias_left)
+    keep = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+    return _primitive(*tensors, delta_softplus, reverse, keep)[0]
 
 
 define_composite(

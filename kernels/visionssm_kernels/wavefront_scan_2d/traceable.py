@@ -33,6 +33,7 @@ def wavefront_scan(
         bias_left: torch.Tensor | None,
         delta_softplus: bool,
         reverse: bool,
+        keep: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Computes `visionssm::wavefront_scan` without its checkpoints; see `reference`."""
     dtype = accumulation_dtype(u)
