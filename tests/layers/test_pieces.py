@@ -77,7 +77,9 @@ def test_graphs_hold_no_pieces() -> None:
         expected = mlp._whole(x)
         program = torch.export.export(mlp, (x,))
         assert sum(node.target == torch.ops.aten.linear.default for node in program.graph.nodes) == 2
-        for graph in (program.module(), torch.jit.trace(mlp, x), torch.jit.script(mlp)):
+        symbolic = torch.fx.symbolic_trace(mlp)
+        assert sum(node.target == 'fc1' for node in symbolic.graph.nodes) == 1
+        for graph in (program.module(), torch.jit.trace(mlp, x), torch.jit.script(mlp), symbolic):
             torch.testing.assert_close(graph(x), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -22,8 +22,8 @@ def count_pieces(x: torch.Tensor, numbers: int, most: int, module: nn.Module) ->
     Returns:
         1 where a graph is made, where gradients are needed, in training and on other devices than a CPU.
     """
-    # in front of all that looks at sizes, which a graph would take for constants
-    if torch.is_grad_enabled() or not x.is_cpu or torch.jit.is_tracing() or is_traced(x):
+    # First, as a graph has no answers to what comes behind it, or takes sizes for constants.
+    if is_traced(x) or torch.jit.is_tracing() or torch.is_grad_enabled() or not x.is_cpu:
         return 1
     pieces = numbers // most
     if pieces < 2:

@@ -32,6 +32,7 @@ from timm.layers import (
     create_classifier,
     get_device_dtype,
     register_notrace_function,
+    register_notrace_module,
 )
 from timm.models import generate_default_cfgs, register_model
 from timm.models.metaformer import StarReLU as _StarReLU
@@ -63,6 +64,7 @@ Mixer = Literal['scan', 'scan_local', 'rope_attention', 'attention']
 Downsample = Literal['conv7', 'conv3', 'conv1', 'conv2', 'conv4']
 
 
+@register_notrace_module
 class StarReLU(_StarReLU):
     """scale relu(x)^2 + bias with a learned scale and bias; timm's, in place, with initial values to draw anew."""
 
