@@ -1,5 +1,6 @@
 """The wavefront scan by the native library: see kernels/csrc/wavefront_scan.h and the contract in `reference`."""
 import math
+from typing import Any
 
 import torch
 
@@ -7,13 +8,14 @@ from .._dispatch import accumulation_dtype
 from .._native import Arguments, cut_channels, instruction_set, native_library
 from .reference import ROWS
 
-_MAPS = ('u', 'delta_top', 'delta_left', 'dout')
+_INPUTS = ('u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left')
+_MAPS = ('u', 'delta_top', 'delta_left', 'B_top', 'B_left', 'C')
 _OUTPUTS = ('out', 'du', 'ddelta_top', 'ddelta_left')
 ARGUMENTS = Arguments(
     ('batch', 'dim', 'state', 'height', 'width', 'delta_softplus', 'reverse', 'threads', 'slab', 'slabs'),
-    ('u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left', 'dout'),
-    {**{name: (name, 4) for name in _MAPS}, 'b_top': ('B_top', 4), 'b_left': ('B_left', 4), 'c': ('C', 4),
-     **{name: (name, 4) for name in _OUTPUTS}},
+    (*_INPUTS, 'dout'),
+    {**{name: (name, 4) for name in ('u', 'delta_top', 'delta_left', 'dout')},
+     'b_top': ('B_top', 4), 'b_left': ('B_left', 4), 'c': ('C', 4), **{name: (name, 4) for name in _OUTPUTS}},
     ('out', 'checkpoints', 'du', 'ddelta_top', 'ddelta_left', 'dA_top', 'dA_left', 'dD', 'dbias_top', 'dbias_left',
      'dB_top', 'dB_left', 'dC'))
 """`wavefront_args` in kernels/csrc/wavefront_scan.h."""
@@ -63,31 +65,15 @@ def forward(
     checkpoints = torch.empty(
         batch, math.ceil(height / ROWS), A_top.shape[1], width, dim, dtype=accumulation_dtype(u))
     out = forward_only(u, delta_top, delta_left, A_top, A_left, B_top, B_left, C, D, bias_top, bias_left,
-                       delta_softplus, reverse, checkpoints)
+                       delta_softplus, reverse, checkpoints=checkpoints)
     return out, checkpoints
 
 
-def forward_only(
-        u: torch.Tensor,
-        delta_top: torch.Tensor,
-        delta_left: torch.Tensor,
-        A_top: torch.Tensor,
-        A_left: torch.Tensor,
-        B_top: torch.Tensor,
-        B_left: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor | None,
-        bias_top: torch.Tensor | None,
-        bias_left: torch.Tensor | None,
-        delta_softplus: bool,
-        reverse: bool,
-        checkpoints: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Runs the scan, and fills the checkpoints if they are given: at N = 16 they are twice as large as the output."""
-    dtype = accumulation_dtype(u)
-    maps = dict(u=u, delta_top=delta_top, delta_left=delta_left, B_top=B_top, B_left=B_left, C=C)
-    inputs = {name: x.to(dtype) for name, x in maps.items()}
-    inputs |= dict(A_top=A_top, A_left=A_left, D=D, bias_top=bias_top, bias_left=bias_left)
+def forward_only(*args: Any, checkpoints: torch.Tensor | None = None) -> torch.Tensor:
+    """Runs the scan, arguments as in `forward`; fills checkpoints if given, at N = 16 twice as large as the output."""
+    *tensors, delta_softplus, reverse = args
+    u, dtype = tensors[0], accumulation_dtype(tensors[0])
+    inputs = {name: x.to(dtype) if name in _MAPS else x for name, x in zip(_INPUTS, tensors, strict=True)}
     out = torch.empty_like(u, dtype=dtype)
     _run(inputs, delta_softplus, reverse, False, out=out, checkpoints=checkpoints)
     return out.to(u.dtype)

@@ -35,11 +35,10 @@ _dispatch.register_backend(_OP, 'reference', f'{__package__}.reference')
 _PARAMETERS = (3, 4, 8, 9, 10)  # A_top, A_left, D and the biases among the tensors
 
 
-def _outputs(u: torch.Tensor, A_top: torch.Tensor, keep: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes the empty outputs of the primitive."""
+def _empty_checkpoints(u: torch.Tensor, A_top: torch.Tensor, keep: bool) -> torch.Tensor:
     batch, dim, height, width = u.shape
     marks = (height + ROWS - 1) // ROWS if keep else 0
-    return torch.empty_like(u), u.new_empty(batch, marks, A_top.shape[1], width, dim, dtype=accumulation_dtype(u))
+    return u.new_empty(batch, marks, A_top.shape[1], width, dim, dtype=accumulation_dtype(u))
 
 
 def _canonical(tensors: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
@@ -52,19 +51,18 @@ def _wavefront_scan(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     *tensors, delta_softplus, reverse, keep = args
     u, A_top = tensors[0], tensors[3]
     if u.shape[0] == 0:
-        return _outputs(u, A_top, keep)
+        return torch.empty_like(u), _empty_checkpoints(u, A_top, keep)
     backend = _dispatch.select_backend(_OP, u.device)
     inputs = (*_canonical(tensors), delta_softplus, reverse)
     if keep:
         out, checkpoints = backend.forward(*inputs)
         return lay_out(out, u), checkpoints
     out = backend.forward_only(*inputs) if hasattr(backend, 'forward_only') else backend.forward(*inputs)[0]
-    none = u.new_empty(u.shape[0], 0, A_top.shape[1], u.shape[3], u.shape[1], dtype=accumulation_dtype(u))
-    return lay_out(out, u), none
+    return lay_out(out, u), _empty_checkpoints(u, A_top, keep)
 
 
 def _wavefront_scan_fake(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    return _outputs(args[0], args[3], args[-1])
+    return torch.empty_like(args[0]), _empty_checkpoints(args[0], args[3], args[-1])
 
 
 def _wavefront_scan_backward(dout: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
