@@ -78,6 +78,8 @@ def test_layers_are_grouped_from_stem_to_head():
     assert [groups[name] for name in order] == sorted(groups[name] for name in order)
     assert groups['stem.weight'] < groups['stages.0.blocks.0.0.weight'] < groups['stages.1.blocks.1.0.weight']
     assert groups['stages.1.blocks.0.0.weight'] < groups['stages.1.blocks.1.0.weight']
+    assert groups['stages.1.norm.weight'] == groups['stages.1.blocks.1.0.weight']
+    assert max(groups.values()) == 1 + 5, 'the stem, five blocks and the head, but a closing norm is no layer'
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert coarse['stages.1.norm.weight'] == coarse['stages.1.blocks.0.0.bias'] == coarse['stem.weight'] + 2
 
