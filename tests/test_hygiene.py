@@ -146,6 +146,25 @@ def test_device_names_stay_in_the_back_ends():
     assert not wrong, '\n'.join(wrong)
 
 
+def opens_text_by_locale(node: ast.Call) -> bool:
+    """Whether a call reads or writes text in the encoding of the machine."""
+    if any(keyword.arg == 'encoding' for keyword in node.keywords):
+        return False
+    if isinstance(node.func, ast.Attribute):
+        return len(node.args) < {'read_text': 1, 'write_text': 2}.get(node.func.attr, 0)
+    if not (isinstance(node.func, ast.Name) and node.func.id == 'open'):
+        return False
+    modes = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == 'mode')]
+    return not modes or 'b' not in ast.unparse(modes[0])
+
+
+def test_text_files_have_the_same_encoding_everywhere():
+    wrong = [f'{relative(path)}:{node.lineno}' for path in [*SOURCES, *TOOLS]
+             for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+             if opens_text_by_locale(node)]
+    assert not wrong, f'add encoding="utf-8": {wrong}'
+
+
 def test_files_stay_readable_in_length():
     wrong = []
     for path in [*SOURCES, *TOOLS, *sorted((ROOT / 'tests').rglob('*.py'))]:

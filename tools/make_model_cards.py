@@ -180,7 +180,8 @@ def catalogue(text: str) -> str:
 
 def accuracies() -> dict[str, dict[str, float]]:
     """Returns what docs/comparison.md says about small models that were trained here."""
-    rows = re.findall(r'^\| `(\w+)` \|[^|]*\|[^|]*\| \**([\d.]+)\** \|', (DOCS / 'comparison.md').read_text(), re.M)
+    page = (DOCS / 'comparison.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `(\w+)` \|[^|]*\|[^|]*\| \**([\d.]+)\** \|', page, re.M)
     return {name: {'fashion_mnist_top1': float(value)} for name, value in rows}
 
 
