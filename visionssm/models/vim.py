@@ -582,7 +582,7 @@ class VimDense(nn.Module):
         wrong = [i for i in out_indices if not -depth <= i < depth]
         if wrong or not out_indices:
             raise ValueError(f'out_indices are {tuple(out_indices)}; choose among the blocks 0 to {depth - 1}.')
-        self.out_indices = sorted(i % depth for i in out_indices)
+        self.out_indices = sorted({i % depth for i in out_indices})
         if pyramid == 'plain' and len(self.out_indices) not in (1, 4):
             raise ValueError(f'out_indices are {tuple(out_indices)}; the plain pyramid takes four taps, or one.')
         self.residual_features = residual_features
