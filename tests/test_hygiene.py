@@ -218,7 +218,8 @@ def test_the_wheel_holds_both_packages_and_their_data(tmp_path: Path):
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir',
                     str(tmp_path), str(source)], check=True, cwd=tmp_path, env={**os.environ, 'CC': 'false'})
     names = zipfile.ZipFile(next(tmp_path.glob('visionssm-*.whl'))).namelist()
-    for needed in ('visionssm/models/vim.py', 'visionssm/segmentation/mhs_unet.py', 'visionssm/analysis/flops.py',
+    for needed in ('visionssm_launcher.py', 'visionssm/models/vim.py', 'visionssm/segmentation/mhs_unet.py',
+                   'visionssm/analysis/flops.py',
                    'visionssm_kernels/selective_scan/op.py', 'visionssm_kernels/wavefront_scan_2d/op.py',
                    'visionssm/data/fashion_mnist_7k.npz', 'visionssm/configs/_base_/default_runtime.py',
                    'visionssm/configs/classification/vim-pico_fashion-mnist.py'):

@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import torch
-    from timm.models import model_entrypoint
-    from tqdm import tqdm
+    from visionssm_launcher import importing
 
-    import visionssm
-    from visionssm.models._tasks import task_models
-    from visionssm.utils.command import Command
-    from visionssm.utils.files import atomic_write
+    with importing():
+        import torch
+        from timm.models import model_entrypoint
+        from tqdm import tqdm
+
+        import visionssm
+        from visionssm.models._tasks import task_models
+        from visionssm.utils.command import Command
+        from visionssm.utils.files import atomic_write
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .[export]`')
 

@@ -21,20 +21,23 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from visionssm.checkpoints import Entry, entries
-    from visionssm.checkpoints.catalogue import without_weights
-    from visionssm.commands.cards import (
-        MEASURED,
-        Card,
-        format_metric,
-        link_of,
-        measure_model,
-        measured,
-        model_card,
-        model_module,
-        stated,
-        tasks,
-    )
+    from visionssm_launcher import importing
+
+    with importing():
+        from visionssm.checkpoints import Entry, entries
+        from visionssm.checkpoints.catalogue import without_weights
+        from visionssm.commands.cards import (
+            MEASURED,
+            Card,
+            format_metric,
+            link_of,
+            measure_model,
+            measured,
+            model_card,
+            model_module,
+            stated,
+            tasks,
+        )
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 
