@@ -396,8 +396,8 @@ def _write_split(
             'categories': [{'id': index + 1, 'name': name, 'supercategory': 'garment'}
                            for index, name in enumerate(FASHION_CLASSES)],
         }
-        annotations = folders['coco'] / 'annotations' / f'instances_{split}.json'
-        annotations.write_text(json.dumps(content) + '\n', encoding='utf-8')
+        target = folders['coco'] / 'annotations' / f'instances_{split}.json'
+        target.write_text(json.dumps(content) + '\n', encoding='utf-8')
 
 
 def make_composed_data(
