@@ -20,7 +20,11 @@ def raw_maps(num_classes: int = 2, batch: int = 2, dtype: torch.dtype = torch.fl
 
 def test_ciou_is_that_of_torchvision_up_to_its_constants():
     a, b = random_boxes(50), random_boxes(50)
-    torch.testing.assert_close(box_ciou(a, b), 1 - complete_box_iou_loss(a, b), rtol=1e-4, atol=1e-5)
+    a.requires_grad_()
+    ours, theirs = box_ciou(a, b), 1 - complete_box_iou_loss(a, b)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    # neither passes a gradient through the weight of the aspect ratios
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), a) for value in (ours, theirs)), rtol=1e-3, atol=1e-5)
 
 
 def test_ciou_of_equal_boxes_is_one_and_of_distant_ones_below_zero():

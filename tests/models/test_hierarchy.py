@@ -70,6 +70,13 @@ def test_pruned_model_keeps_its_taps_and_takes_a_new_classifier(image):
     assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (2, model.head_hidden_size)
 
 
+def test_a_classifier_that_was_taken_off_comes_back_in_the_type_of_the_model():
+    model = Toy().double()
+    model.reset_classifier(0)
+    model.reset_classifier(3)
+    assert model.head.fc.weight.dtype == torch.float64
+
+
 def test_layers_are_grouped_from_stem_to_head():
     model = Toy(stage_norm=True)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
