@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -226,10 +227,13 @@ class TimmStream(ImageDataset):
 def _read_idx(path: Path, magic: int) -> np.ndarray:
     """Reads one file of the MNIST format, plain or gzipped: magic number, sizes, bytes."""
     opener = gzip.open if path.suffix == '.gz' else open
-    with opener(path, 'rb') as file:
-        content = file.read()
     dimensions = magic & 0xFF
-    header = struct.unpack(f'>{1 + dimensions}I', content[:4 * (1 + dimensions)])
+    try:
+        with opener(path, 'rb') as file:
+            content = file.read()
+        header = struct.unpack(f'>{1 + dimensions}I', content[:4 * (1 + dimensions)])
+    except (EOFError, struct.error, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
     data = np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions))
     if header[0] != magic or data.size != np.prod(header[1:]):
         raise ValueError(f'{path} is damaged: header {header} with {data.size} bytes of data')
