@@ -20,6 +20,9 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 
 def _run(x: torch.Tensor, weight: torch.Tensor, silu: bool, reverse: bool, **tensors: torch.Tensor | None) -> None:
     """Fill the outputs among `tensors`, which are contiguous but for `out` and `dx` (see `_like`)."""
+    result = tensors.get('out', tensors.get('dx'))
+    if result.stride(2) != 1 and x.stride(1) != 1:  # the library reads in the order that it writes in
+        x = torch.empty_like(result).copy_(x)
     sizes = (*x.shape, weight.shape[1], silu, reverse, threads_for(x.numel()))
     failed = native_library().visionssm_causal_conv1d(
         ARGUMENTS.pack(sizes, {'x': x, 'weight': weight, **tensors}), x.dtype == torch.float64, 'dout' in tensors,
