@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 def make_figure(width: float, height: float) -> 'Figure':
     """Return an empty figure, `width` x `height` inches."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(f'{error}: --plot needs matplotlib: `pip install visionssm[mm]`') from error
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), dpi=130, facecolor='white', layout='constrained')
 
 

@@ -39,6 +39,7 @@ try:
         quotient,
         report_cells,
     )
+    from visionssm.analysis.timing import check_threads
     from visionssm.commands.bench import DTYPES, REFUSALS, Case, compare_apart
     from visionssm.utils.command import Command
     from visionssm.utils.suggest import did_you_mean
@@ -361,6 +362,7 @@ def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure_all(args: argparse.Namespace, kept: list[Cell]) -> list[Cell]:
+    check_threads(args.threads)
     options = {'rounds': args.rounds, 'warmup': args.warmup, 'min_seconds': args.min_seconds}
     return measure_cells(plan(args), kept, lambda settings: measure(settings, options),
                          lambda: environment(torch.device(args.device), args.threads),

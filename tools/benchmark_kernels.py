@@ -37,6 +37,7 @@ try:
         quotient,
         report_cells,
     )
+    from visionssm.analysis.timing import check_threads
     from visionssm.utils.command import Command
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
@@ -351,6 +352,7 @@ def plan(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _measure_all(args: argparse.Namespace, kept: list[Cell]) -> list[Cell]:
+    check_threads(args.threads)
     options = {'rounds': args.rounds, 'min_seconds': args.min_seconds, 'max_seconds': args.max_seconds,
                'compile_seconds': args.compile_seconds}
     return measure_cells(plan(args), kept, lambda settings: measure(settings, options),

@@ -188,7 +188,7 @@ static int NAME(run)(const conv_args *a, int backward) {
         (!backward || a->dout_stride[1] == 1);
     const size_t rows = sizeof(T) * 2 * ROWS * a->length, taps = sizeof(V) * 2 * a->width;
     int failed = 0;
-#pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
+#pragma omp parallel num_threads(team(a->threads, tasks))
     {
         char *memory = malloc((innermost ? taps : rows) + 64);
         char *scratch = (char *)(((uintptr_t)memory + 63) / 64 * 64);

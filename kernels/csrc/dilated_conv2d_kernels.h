@@ -212,7 +212,7 @@ static int NAME(run)(const dilated_args *a, int backward) {
     const int64_t blocks = (a->dim + CHANNELS - 1) / CHANNELS, rows = backward ? a->height : NAME(slab_rows)(a);
     const int64_t slabs = (a->height + rows - 1) / rows, tasks = backward ? blocks : blocks * slabs * a->batch;
     int failed = 0;
-#pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
+#pragma omp parallel num_threads(team(a->threads, tasks))
     {
         NAME(room) at;
         char *memory = malloc(NAME(room_size)(a, rows, backward) + 64);

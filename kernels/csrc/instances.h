@@ -15,6 +15,12 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#ifdef _OPENMP
+#include <omp.h>
+#define THREAD omp_get_thread_num()
+#else
+#define THREAD 0
+#endif
 
 #define EXPORT __attribute__((visibility("default")))
 #define JOIN(a, b, c) a##_##b##_##c
@@ -33,6 +39,10 @@ __attribute__((unused)) static void restore_denormals(unsigned mode) { _mm_setcs
 __attribute__((unused)) static unsigned flush_denormals(void) { return 0; }
 __attribute__((unused)) static void restore_denormals(unsigned mode) { (void)mode; }
 #endif
+
+/* All threads or one, as PyTorch does it: the runtime ends the threads that a smaller team has no place for, and the next
+ * larger one, ours or PyTorch's, has to start them again, which takes longer than many a call. */
+__attribute__((unused)) static int team(int64_t threads, int64_t tasks) { return tasks > 1 ? (int)threads : 1; }
 
 #if defined(__x86_64__)
 /* Turns a square of 8 x 8 numbers over: row i of `dst` is column i of `src`. */

@@ -500,9 +500,9 @@ static int NAME(run)(const scan_args *a, int backward) {
     const size_t lent = NAME(lent_size)(a, backward), size = NAME(layout)(a, lent, NULL, NULL);
     int64_t next = 0;
     /* a shared counter instead of `omp for`: no barrier but the last, and a thread without memory just takes no task */
-#pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
+#pragma omp parallel num_threads(team(a->threads, tasks))
     {
-        char *memory = malloc(size + 64);
+        char *memory = THREAD < tasks ? malloc(size + 64) : NULL;
         if (memory) {
             NAME(scratch) s;
             NAME(layout)(a, lent, &s, (char *)(((uintptr_t)memory + 63) / 64 * 64));

@@ -356,9 +356,9 @@ static int NAME(run)(const wavefront_args *a, int backward) {
     const size_t size = NAME(layout)(a, backward, NULL, NULL);
     int64_t next = 0;
     /* a shared counter instead of `omp for`: no barrier but the last, and a thread without memory just takes no task */
-#pragma omp parallel num_threads((int)(a->threads < tasks ? a->threads : tasks))
+#pragma omp parallel num_threads(team(a->threads, tasks))
     {
-        char *memory = malloc(size + 64);
+        char *memory = THREAD < tasks ? malloc(size + 64) : NULL;
         if (memory) {
             NAME(scratch) s;
             NAME(layout)(a, backward, &s, (char *)(((uintptr_t)memory + 63) / 64 * 64));

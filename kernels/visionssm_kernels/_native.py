@@ -47,8 +47,11 @@ _GRAIN = 32768
 
 
 def threads_for(operations: int) -> int:
-    """Returns how many threads an op deserves: waking one costs more than so few operations; PyTorch counts alike."""
-    return min(torch.get_num_threads(), 1 + operations // _GRAIN)
+    """Returns how many threads an op deserves, all or one: waking them costs more than few operations.
+
+    PyTorch counts alike. A number between would be worse than either: see `team` in kernels/csrc/instances.h.
+    """
+    return torch.get_num_threads() if operations >= _GRAIN else 1
 
 
 class Arguments:

@@ -10,7 +10,16 @@ import types
 import pytest
 import torch
 
-from visionssm.analysis.timing import Timing, alternate, describe_machine, peak_memory, run_apart, runs_for, timed
+from visionssm.analysis.timing import (
+    Timing,
+    alternate,
+    check_threads,
+    describe_machine,
+    peak_memory,
+    run_apart,
+    runs_for,
+    timed,
+)
 from visionssm.commands.bench import Case, build_run, compare_models
 
 CPU = torch.device('cpu')
@@ -104,6 +113,19 @@ def test_an_interrupt_ends_a_process_apart_which_does_not_see_it_itself(hears_in
 def test_a_machine_is_described():
     about = describe_machine(CPU)
     assert about['torch'] == torch.__version__ and about['threads'] == torch.get_num_threads()
+
+
+@pytest.mark.skipif(not hasattr(os, 'sched_getaffinity'), reason='cores are counted otherwise')
+def test_more_threads_than_cores_are_told_and_absurdly_many_refused(run, monkeypatch, capsys):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {0, 2, 5})
+    check_threads(3)
+    assert capsys.readouterr().err == ''
+    check_threads(24)
+    assert capsys.readouterr().err.startswith('warning: --threads 24 is more than the 3 core(s) that this process')
+    done = run('bench', 'vmamba_pico', '--threads', 1000)
+    assert done.code == 1 and done.out == ''
+    assert done.err.startswith('error: --threads 1000 is more than the 3 core(s)')
+    assert done.err.endswith('give --threads 3 or fewer\n')
 
 
 @pytest.mark.parametrize('case', [Case('vmamba_pico', 2, 64), Case('vim_pico', dtype='bfloat16'),

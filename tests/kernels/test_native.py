@@ -1,5 +1,7 @@
 """The native library: threads, instruction sets, absence, the accuracy of its exponential."""
+import os
 import re
+import textwrap
 
 import pytest
 import torch
@@ -36,6 +38,35 @@ def test_results_do_not_depend_on_the_number_of_threads(groups, threads):
         results.append(results_and_gradients(scan, inputs))
     for other in results[1:]:
         assert all(torch.equal(x, other[name]) for name, x in results[0].items())
+
+
+@pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='threads are counted in /proc')
+def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python, repo_root):
+    """The OpenMP runtime ends threads that a smaller team leaves out; PyTorch would have to start them again."""
+    code = textwrap.dedent("""
+        import os, torch, visionssm_kernels as ops
+        torch.set_num_threads(4)
+        numbers, make = torch.randn(1 << 18), torch.rand
+        calls = {
+            'scan': lambda: ops.selective_scan(*2 * [make(1, 24, 300)], -make(24, 4), *2 * [make(1, 4, 300)]),
+            'wavefront': lambda: ops.wavefront_scan_2d(*3 * [make(1, 24, 9, 9)], *2 * [-make(24, 4)],
+                                                       *3 * [make(1, 4, 9, 9)]),
+            'causal': lambda: ops.causal_conv1d(make(1, 20, 2000), make(20, 4)),
+            'dilated': lambda: ops.dilated_conv2d(make(1, 20, 40, 40), make(1, 20, 3, 3), (1,)),
+            'nc_ssd': lambda: ops.nc_ssd(make(1, 200, 1, 16), make(1, 200, 1), -make(1), *2 * [make(1, 200, 1, 16)])}
+        numbers.exp()
+        before = set(os.listdir('/proc/self/task'))
+        for name, call in calls.items():
+            with ops.use_backend('native'):
+                call()
+            numbers.exp()
+            print(name, len(set(os.listdir('/proc/self/task')) - before))
+        """)
+    path = os.pathsep.join((str(repo_root), str(repo_root / 'kernels')))
+    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1', 'PYTHONPATH': path})
+    assert done.returncode == 0, done.stderr
+    assert dict(line.split() for line in done.stdout.splitlines()) == dict.fromkeys(
+        ('scan', 'wavefront', 'causal', 'dilated', 'nc_ssd'), '0')
 
 
 def test_repeated_calls_give_equal_bits():

@@ -1,6 +1,7 @@
 """tools/benchmark.py: what it asks to be measured, what it keeps, its tables, fits, limits and picture."""
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -188,6 +189,7 @@ def test_families_have_colours_and_peers_dashes(tool):
     (('vim_pcio',), 1, "Did you mean 'vim_pico'"),
     (('vim_pico', '--peers', 'nonsense_net'), 1, "Unknown model 'nonsense_net'"),
     (('vim_pico', '--size', 0), 2, '--size must be 1 or more'),
+    (('vim_pico', '--threads', 10 ** 6), 1, f'{10 ** 6} is more than the'),
     (('vim_pico', '--min-seconds', -1), 2, '--min-seconds must be 0 or more'),
     (('vim_pico', '--min-seconds', 'nan'), 2, '--min-seconds must be 0 or more'),
     (('vim_pico', '--plot', 'plot.pdf'), 1, 'must end in .png'),
@@ -200,11 +202,17 @@ def test_bad_options_end_in_one_line(run, asked, arguments, code, text):
     assert found == code and text in said and out == '' and not asked and 'Traceback' not in said
 
 
-def test_places_that_cannot_be_written_and_damaged_files_are_refused_before_the_work(run, asked, tmp_path):
+def test_what_cannot_be_written_or_read_is_refused_before_the_work(run, asked, monkeypatch, tmp_path):
     (tmp_path / 'file').write_text('')
     assert 'is a file' in run('vim_pico', '--plot', tmp_path / 'file' / 'plot.png')[2]
     for option in ('--plot', '--markdown'):
         assert f'{option} {tmp_path} is a folder' in run('vim_pico', option, tmp_path)[2]
+        if Path('/proc').is_dir():  # takes no files from anybody, though root has the right to write
+            assert f'{option} /proc/new/x.png: the folder /proc cannot' in run('vim_pico', option, '/proc/new/x.png')[2]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, 'matplotlib', None)
+        code, _, said = run('vim_pico', '--plot', tmp_path / 'plot.png')
+        assert code == 1 and "--plot needs matplotlib, which is not installed: pip install 'visionssm[mm]'" in said
     of_kernels = '{"cells": [{"settings": {"op": "ssd"}, "environment": {}, "rows": []}]}'
     for damaged in ('{', '[]', '{"cells": [{}]}', of_kernels):
         (tmp_path / 'all.json').write_text(damaged)

@@ -268,6 +268,7 @@ def test_limits_are_judged_for_the_backend_that_models_run_with(tool, run, asked
     (('--shape', 1, 2, 0, 3), 2, 'each 1 or more'),
     (('--op', 'all', '--shape', 1, 2, 3, 4), 2, '--shape is of one op'),
     (('--rounds', 0), 2, '--rounds must be 1 or more'),
+    (('--threads', 10 ** 6), 1, f'{10 ** 6} is more than the'),
     (('--compile-seconds', 0), 2, '--compile-seconds must be above 0'),
     (('--compile-seconds', 'nan'), 2, '--compile-seconds must be above 0'),
     (('--min-seconds', 'inf'), 2, '--min-seconds must be 0 or more'),

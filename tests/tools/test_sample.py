@@ -1,4 +1,5 @@
 """tools/sample.py: grids and files, the same pictures for a seed, going on after a stop, names, and what it refuses."""
+import errno
 import json
 import os
 import time
@@ -235,7 +236,11 @@ def test_places_that_cannot_be_written_are_refused_before_anything_is_drawn(chec
     for out, words in (('folder.png', 'is a folder'), ('file', 'is no folder'), ('file/a/grid.png', 'is no folder')):
         assert sample(arguments(checkpoint, tmp_path / out)) == 1
         assert words in capsys.readouterr().err
-    monkeypatch.setattr('os.access', lambda *_: False)
+
+    def refuse(dir: Path) -> None:
+        raise OSError(errno.EROFS, 'Read-only file system')
+
+    monkeypatch.setattr('tempfile.TemporaryFile', refuse)
     assert sample(arguments(checkpoint, tmp_path / 'new' / 'grid.png')) == 1
     assert f'the folder {tmp_path} cannot be written' in capsys.readouterr().err and not (tmp_path / 'new').exists()
 

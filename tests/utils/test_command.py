@@ -4,6 +4,7 @@ import pytest
 
 from visionssm import cli
 from visionssm.utils.command import Command
+from visionssm.utils.files import atomic_write
 
 
 @pytest.mark.parametrize('name', cli.COMMANDS)
@@ -47,6 +48,12 @@ def test_errors_end_in_one_line_and_interrupts_in_130(capsys):
         command(['bug'])
     with pytest.raises(ValueError, match='7 is odd'):
         command(['value', '--debug'])
+
+
+def test_a_file_that_cannot_be_written_is_explained_for_any_command(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(OSError, match=r'cannot write .*run the command again, with --resume if it has that option'):
+        atomic_write('text', tmp_path / 'file' / 'new.json')
 
 
 def test_the_table_of_commands_needs_no_extra(run_python):

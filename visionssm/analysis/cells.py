@@ -6,6 +6,7 @@ each contestant, which has times or the `error` of one that does not run.
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import sys
 import time
@@ -231,6 +232,8 @@ def report_cells(
                 raise IsADirectoryError(f'{option} {path} is a folder: give the name of a file')
     if args.plot and args.plot.suffix.lower() != '.png':
         raise ValueError(f'--plot {args.plot}: the file must end in .png')
+    if args.plot and importlib.util.find_spec('matplotlib') is None:
+        raise ImportError("--plot needs matplotlib, which is not installed: pip install 'visionssm[mm]'")
     cells = read_cells(args.json, fields)
     if args.render and not cells:
         raise ValueError(f'{args.json} holds nothing to report')

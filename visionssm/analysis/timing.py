@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-__all__ = ['Timing', 'alternate', 'describe_machine', 'held_memory', 'peak_memory', 'run_apart', 'runs_for', 'timed']
+__all__ = ['Timing', 'alternate', 'check_threads', 'describe_machine', 'held_memory', 'peak_memory', 'run_apart',
+           'runs_for', 'timed']
 
 Run = Callable[[], Any]
+MOST_THREADS = 8  # for each core
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +218,24 @@ def run_apart(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         except BrokenProcessPool as error:
             raise ChildProcessError('the process ended early: it crashed, or the system ended it because memory ran '
                                     'out') from error
+
+
+def check_threads(threads: int) -> None:
+    """Say on the standard error that more threads than cores tell nothing about models.
+
+    Args:
+        threads: That are to measure.
+
+    Raises:
+        ValueError: They are so many that starting them alone takes minutes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    if threads <= cores:
+        return
+    said = f'--threads {threads} is more than the {cores} core(s) that this process may use'
+    if threads > MOST_THREADS * cores:
+        raise ValueError(f'{said}, and more than {MOST_THREADS} for each: give --threads {cores} or fewer')
+    sys.stderr.write(f'warning: {said}: threads wait for each other, and the times mean little\n')
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from .._factory import create_model
 from ..analysis.cells import describe_megabytes
-from ..analysis.timing import alternate, describe_machine, held_memory, peak_memory, run_apart, runs_for
+from ..analysis.timing import alternate, check_threads, describe_machine, held_memory, peak_memory, run_apart, runs_for
 from ..export.inputs import example_inputs
 from ..utils.command import Command
 from .list import write_table
@@ -275,6 +275,7 @@ def _threads(number: int | None) -> Iterator[None]:
 
 def _bench(args: argparse.Namespace) -> int:
     rows = []
+    check_threads(args.threads or torch.get_num_threads())
     with _threads(args.threads):
         about = describe_machine(torch.device(args.device))
         for size in args.size or [None]:

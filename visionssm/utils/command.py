@@ -1,8 +1,8 @@
 """What every command-line tool is made of: options, errors and interrupts, and the folder that its results go to."""
 import argparse
 import dataclasses
-import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,8 +74,11 @@ def check_folder(folder: Path, option: str) -> None:
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         raise NotADirectoryError(f'{option}: {place} is a file, and is no folder')
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise PermissionError(f'{option}: the folder {place} cannot be written')
+    try:
+        # rights alone do not tell: of root, and in file systems that take no files
+        tempfile.TemporaryFile(dir=place).close()
+    except OSError as error:
+        raise PermissionError(f'{option}: the folder {place} cannot be written ({error.strerror})') from error
 
 
 def run_command(

@@ -50,5 +50,5 @@ def atomic_write(content: bytes | memoryview | str, path: str | os.PathLike) -> 
             file.write(data)
     except OSError as error:
         raise OSError(error.errno, f'cannot write {path} ({len(data) / 2**20:.1f} MiB): {error.strerror}; '
-                      'files that were there are untouched. Free some space or give another place, then run it '
-                      'again (a training: with --resume)') from error
+                      'files that were there are untouched. Free some space or give another place, then run the '
+                      'command again, with --resume if it has that option') from error
