@@ -80,6 +80,7 @@ NATIVE = Extension(
     extra_link_args=['-fopenmp'])
 
 setup(packages=find_packages(include=['visionssm*']) + find_packages('kernels'),
+      py_modules=['visionssm_launcher'],
       package_dir={'visionssm_kernels': 'kernels/visionssm_kernels'},
       ext_modules=[NATIVE],
       cmdclass={'bdist_wheel': AnyPythonWheel, 'build_ext': BuildNative, 'build_py': BuildPy})

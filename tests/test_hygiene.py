@@ -146,6 +146,25 @@ def test_device_names_stay_in_the_back_ends():
     assert not wrong, '\n'.join(wrong)
 
 
+def opens_text_by_locale(node: ast.Call) -> bool:
+    """Whether a call reads or writes text in the encoding of the machine."""
+    if any(keyword.arg == 'encoding' for keyword in node.keywords):
+        return False
+    if isinstance(node.func, ast.Attribute):
+        return len(node.args) < {'read_text': 1, 'write_text': 2}.get(node.func.attr, 0)
+    if not (isinstance(node.func, ast.Name) and node.func.id == 'open'):
+        return False
+    modes = [*node.args[1:2], *(keyword.value for keyword in node.keywords if keyword.arg == 'mode')]
+    return not modes or 'b' not in ast.unparse(modes[0])
+
+
+def test_text_files_have_the_same_encoding_everywhere():
+    wrong = [f'{relative(path)}:{node.lineno}' for path in [*SOURCES, *TOOLS]
+             for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+             if opens_text_by_locale(node)]
+    assert not wrong, f'add encoding="utf-8": {wrong}'
+
+
 def test_files_stay_readable_in_length():
     wrong = []
     for path in [*SOURCES, *TOOLS, *sorted((ROOT / 'tests').rglob('*.py'))]:
@@ -199,7 +218,8 @@ def test_the_wheel_holds_both_packages_and_their_data(tmp_path: Path):
     subprocess.run([sys.executable, '-m', 'pip', 'wheel', '--quiet', '--no-deps', '--no-build-isolation', '--wheel-dir',
                     str(tmp_path), str(source)], check=True, cwd=tmp_path, env={**os.environ, 'CC': 'false'})
     names = zipfile.ZipFile(next(tmp_path.glob('visionssm-*.whl'))).namelist()
-    for needed in ('visionssm/models/vim.py', 'visionssm/segmentation/mhs_unet.py', 'visionssm/analysis/flops.py',
+    for needed in ('visionssm_launcher.py', 'visionssm/models/vim.py', 'visionssm/segmentation/mhs_unet.py',
+                   'visionssm/analysis/flops.py',
                    'visionssm_kernels/selective_scan/op.py', 'visionssm_kernels/wavefront_scan_2d/op.py',
                    'visionssm/data/fashion_mnist_7k.npz', 'visionssm/configs/_base_/default_runtime.py',
                    'visionssm/configs/classification/vim-pico_fashion-mnist.py'):

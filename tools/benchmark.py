@@ -18,31 +18,34 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import numpy as np
-    import timm
-    import torch
-    from _figures import make_figure, save_figure, share_legend
+    from visionssm_launcher import importing
 
-    import visionssm
-    from visionssm.analysis.cells import (
-        Cell,
-        Judged,
-        add_result_options,
-        describe_failure,
-        describe_megabytes,
-        describe_places,
-        describe_quotient,
-        describe_setup,
-        judge,
-        make_table,
-        measure_cells,
-        quotient,
-        report_cells,
-    )
-    from visionssm.analysis.timing import check_threads
-    from visionssm.commands.bench import DTYPES, REFUSALS, Case, compare_apart
-    from visionssm.utils.command import Command
-    from visionssm.utils.suggest import did_you_mean
+    with importing():
+        import numpy as np
+        import timm
+        import torch
+        from _figures import make_figure, save_figure, share_legend
+
+        import visionssm
+        from visionssm.analysis.cells import (
+            Cell,
+            Judged,
+            add_result_options,
+            describe_failure,
+            describe_megabytes,
+            describe_places,
+            describe_quotient,
+            describe_setup,
+            judge,
+            make_table,
+            measure_cells,
+            quotient,
+            report_cells,
+        )
+        from visionssm.analysis.timing import check_threads
+        from visionssm.commands.bench import DTYPES, REFUSALS, Case, compare_apart
+        from visionssm.utils.command import Command
+        from visionssm.utils.suggest import did_you_mean
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 

@@ -18,27 +18,30 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import torch
-    from _figures import make_figure, save_figure, share_legend
-    from _kernel_cases import BOUNDS, OPS, OURS, PASSES, measure, own_backends, usual_contestants
+    from visionssm_launcher import importing
 
-    from visionssm.analysis.cells import (
-        Cell,
-        Judged,
-        add_result_options,
-        describe_failure,
-        describe_megabytes,
-        describe_places,
-        describe_quotient,
-        describe_setup,
-        judge,
-        make_table,
-        measure_cells,
-        quotient,
-        report_cells,
-    )
-    from visionssm.analysis.timing import check_threads
-    from visionssm.utils.command import Command
+    with importing():
+        import torch
+        from _figures import make_figure, save_figure, share_legend
+        from _kernel_cases import BOUNDS, OPS, OURS, PASSES, measure, own_backends, usual_contestants
+
+        from visionssm.analysis.cells import (
+            Cell,
+            Judged,
+            add_result_options,
+            describe_failure,
+            describe_megabytes,
+            describe_places,
+            describe_quotient,
+            describe_setup,
+            judge,
+            make_table,
+            measure_cells,
+            quotient,
+            report_cells,
+        )
+        from visionssm.analysis.timing import check_threads
+        from visionssm.utils.command import Command
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 

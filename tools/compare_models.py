@@ -3,7 +3,10 @@ import sys
 from pathlib import Path
 
 try:
-    from visionssm.openmmlab.compare import compare
+    from visionssm_launcher import importing
+
+    with importing():
+        from visionssm.openmmlab.compare import compare
 except ImportError as error:
     sys.exit(f'{error}\nTraining needs the package and its extra: pip install -e .[mm]')
 

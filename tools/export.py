@@ -2,7 +2,7 @@
 import sys
 
 try:
-    from visionssm.cli import run_tool
+    from visionssm_launcher import run_tool
 except ImportError as error:
     sys.exit(f'{error}\nInstall the checkout first: pip install -e .')
 

@@ -12,8 +12,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 try:
-    from visionssm.data.composed import FORMATS, ComposeOptions, Photographs, draw_sheet, make_composed_data
-    from visionssm.data.photos import SKIMAGE
+    from visionssm_launcher import importing
+
+    with importing():
+        from visionssm.data.composed import FORMATS, ComposeOptions, Photographs, draw_sheet, make_composed_data
+        from visionssm.data.photos import SKIMAGE
 except ImportError as error:
     sys.exit(f'{error}\nInstall the checkout first: pip install -e .[det,seg]')
 

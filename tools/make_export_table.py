@@ -22,14 +22,17 @@ from pathlib import Path
 from typing import Any
 
 try:
-    import torch
-    from timm.models import model_entrypoint
-    from tqdm import tqdm
+    from visionssm_launcher import importing
 
-    import visionssm
-    from visionssm.models._tasks import task_models
-    from visionssm.utils.command import Command
-    from visionssm.utils.files import atomic_write
+    with importing():
+        import torch
+        from timm.models import model_entrypoint
+        from tqdm import tqdm
+
+        import visionssm
+        from visionssm.models._tasks import task_models
+        from visionssm.utils.command import Command
+        from visionssm.utils.files import atomic_write
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .[export]`')
 
@@ -71,7 +74,7 @@ def setup() -> dict[str, str]:
     import onnx
     import onnxruntime
 
-    described = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').is_file() else ''
+    described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if Path('/proc/cpuinfo').is_file() else ''
     cpu = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
     return {'device': f'{cpu.strip()}, {torch.get_num_threads()} thread(s)', 'torch': torch.__version__,
             'onnx': onnx.__version__, 'onnxruntime': onnxruntime.__version__, 'visionssm': visionssm.__version__}
@@ -93,7 +96,7 @@ def measure(name: str, size: tuple[int, int], dynamic: bool, runs: int) -> dict[
 def read_rows() -> dict[str, dict[str, Any]]:
     """Return the finished rows by model and size."""
     try:
-        return json.loads(ROWS.read_text()) if ROWS.is_file() else {}
+        return json.loads(ROWS.read_text(encoding='utf-8')) if ROWS.is_file() else {}
     except json.JSONDecodeError as error:
         raise ValueError(f'{ROWS} is damaged: {error}. Remove it, and all rows are measured again') from error
 
@@ -124,7 +127,7 @@ def make_section(rows: dict[str, dict[str, Any]]) -> str:
 
 def update_page(rows: dict[str, dict[str, Any]], check: bool) -> bool:
     """Put the table in the page, or compare only; return whether it was there already."""
-    page = PAGE.read_text()
+    page = PAGE.read_text(encoding='utf-8')
     if BEGIN not in page or END not in page:
         raise ValueError(f'{PAGE} lacks the lines {BEGIN!r} and {END!r}, between which the table belongs')
     head, rest = page.split(BEGIN)

@@ -15,7 +15,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 try:
-    from visionssm.openmmlab.restoration.storage import make_lmdb
+    from visionssm_launcher import importing
+
+    with importing():
+        from visionssm.openmmlab.restoration.storage import make_lmdb
 except ImportError as error:
     sys.exit(f'{error}\nInstall the checkout first: pip install -e .[restoration]')
 

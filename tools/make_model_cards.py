@@ -21,20 +21,23 @@ from pathlib import Path
 from typing import Any
 
 try:
-    from visionssm.checkpoints import Entry, entries
-    from visionssm.checkpoints.catalogue import without_weights
-    from visionssm.commands.cards import (
-        MEASURED,
-        Card,
-        format_metric,
-        link_of,
-        measure_model,
-        measured,
-        model_card,
-        model_module,
-        stated,
-        tasks,
-    )
+    from visionssm_launcher import importing
+
+    with importing():
+        from visionssm.checkpoints import Entry, entries
+        from visionssm.checkpoints.catalogue import without_weights
+        from visionssm.commands.cards import (
+            MEASURED,
+            Card,
+            format_metric,
+            link_of,
+            measure_model,
+            measured,
+            model_card,
+            model_module,
+            stated,
+            tasks,
+        )
 except ImportError as error:
     sys.exit(f'{error}: install the checkout first, with `pip install -e .`')
 
@@ -180,7 +183,8 @@ def catalogue(text: str) -> str:
 
 def accuracies() -> dict[str, dict[str, float]]:
     """Returns what docs/comparison.md says about small models that were trained here."""
-    rows = re.findall(r'^\| `(\w+)` \|[^|]*\|[^|]*\| \**([\d.]+)\** \|', (DOCS / 'comparison.md').read_text(), re.M)
+    page = (DOCS / 'comparison.md').read_text(encoding='utf-8')
+    rows = re.findall(r'^\| `(\w+)` \|[^|]*\|[^|]*\| \**([\d.]+)\** \|', page, re.M)
     return {name: {'fashion_mnist_top1': float(value)} for name, value in rows}
 
 

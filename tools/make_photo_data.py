@@ -11,9 +11,12 @@ import sys
 from collections.abc import Iterable
 
 try:
-    from tqdm import tqdm
+    from visionssm_launcher import importing
 
-    from visionssm.data.photos import MAX_PIXELS, SOURCES, Photograph, find_photographs, make_photo_data
+    with importing():
+        from tqdm import tqdm
+
+        from visionssm.data.photos import MAX_PIXELS, SOURCES, Photograph, find_photographs, make_photo_data
 except ImportError as error:
     sys.exit(f'{error}\nInstall the checkout first: pip install -e .[mm]')
 

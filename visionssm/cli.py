@@ -4,6 +4,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from visionssm_launcher import importing
+
 from ._version import __version__
 from .utils.command import Command
 from .utils.suggest import did_you_mean
@@ -84,7 +86,8 @@ def run_tool(name: str, argv: Sequence[str] | None = None, prog: str | None = No
         Exit code.
     """
     try:
-        command = load_command(name)
+        with importing():
+            command = load_command(name)
     except ImportError as error:
         if '--debug' in (sys.argv if argv is None else argv):
             raise

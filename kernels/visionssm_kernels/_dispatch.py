@@ -112,7 +112,8 @@ def _check_name(name: str, source: str) -> str:
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Context manager that runs every op of this package with one backend.
+    """Context manager that runs every op of this package with one backend, and what is called in it by that of its
+    gradient too, wherever that is computed: an inner or later `use_backend` around the backward pass comes first.
 
     Args:
         name: 'auto' (by device), 'cpu' (native where built, else chunked), 'native', 'chunked', 'triton' or
@@ -150,9 +151,14 @@ def is_strict() -> bool:
     return environment_switch(ENV_STRICT, False) if _strict is None else _strict
 
 
+def forced_backend() -> str | None:
+    """Returns the name that the innermost `use_backend` of this thread asks for, None outside of any."""
+    return _forced.get()
+
+
 def requested_backend() -> str:
     """Returns the name asked for: innermost `use_backend`, else VISIONSSM_BACKEND, else 'auto'."""
-    return _forced.get() or _check_name(os.environ.get(ENV_BACKEND) or 'auto', ENV_BACKEND)
+    return forced_backend() or _check_name(os.environ.get(ENV_BACKEND) or 'auto', ENV_BACKEND)
 
 
 def preferred_backends(device_type: str) -> tuple[str, ...]:

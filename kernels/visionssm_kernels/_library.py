@@ -6,6 +6,8 @@ import torch
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
+from ._dispatch import forced_backend, use_backend
+
 NAMESPACE = 'visionssm'
 _LIBRARY = torch.library.Library(NAMESPACE, 'FRAGMENT')
 _decompositions: dict[torch._ops.OpOverload, Callable] = {}
@@ -37,6 +39,33 @@ def _as_written(name: str, kernel: Callable) -> Callable:
     return run
 
 
+def _note_backend(setup_context: Callable) -> Callable:
+    """Keeps with what the gradient needs the backend that `use_backend` named for the forward pass."""
+
+    @functools.wraps(setup_context)
+    def run(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: torch.Tensor | tuple) -> None:
+        ctx.backend = forced_backend()
+        setup_context(ctx, inputs, output)
+
+    return run
+
+
+def _with_noted_backend(backward: Callable) -> Callable:
+    """Computes a gradient by the backend of its forward pass, unless another one is named where it is computed.
+
+    Gradients of an accelerator are computed in threads of PyTorch's own, where no `use_backend` of the caller counts.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: torch.autograd.function.FunctionCtx, *gradients: torch.Tensor | None) -> object:
+        if ctx.backend is None or forced_backend() is not None:
+            return backward(ctx, *gradients)
+        with use_backend(ctx.backend):
+            return backward(ctx, *gradients)
+
+    return run
+
+
 def define_op(
         name: str,
         signature: str,
@@ -64,7 +93,8 @@ def define_op(
     torch.library.impl(qualified, 'CompositeExplicitAutograd', _as_written(name, kernel), lib=_LIBRARY)
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     if backward is not None:
-        torch.library.register_autograd(qualified, backward, setup_context=setup_context, lib=_LIBRARY)
+        torch.library.register_autograd(
+            qualified, _with_noted_backend(backward), setup_context=_note_backend(setup_context), lib=_LIBRARY)
     op = overload(name)
     if flops is not None:
         register_flop_formula(op.overloadpacket)(flops)

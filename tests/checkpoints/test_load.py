@@ -66,7 +66,8 @@ def test_averaged_weights_are_taken_on_demand(tmp_path: Path, ema: bool, value: 
     assert load_state_dict(tmp_path / 'c.pth', ema=ema)['w'].item() == value
 
 
-@pytest.mark.parametrize(('name', 'value'), [('best_ema.pth', 2.), ('ema_best.pth', 1.), ('best.pth', 1.)])
+@pytest.mark.parametrize(('name', 'value'), [
+    ('best_ema.pth', 2.), ('ema_best.pth', 1.), ('best.pth', 1.), ('schema.pth', 1.)])
 def test_averaged_weights_are_taken_from_files_named_so(tmp_path: Path, name: str, value: float):
     torch.save({'model': {'w': torch.ones(1)}, 'model_ema': {'w': torch.full((1,), 2.)}}, tmp_path / name)
     assert load_state_dict(tmp_path / name)['w'].item() == value

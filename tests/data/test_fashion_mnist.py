@@ -105,11 +105,13 @@ def test_wrong_choices_are_named(arguments, problem):
         load_fashion_mnist(*arguments)
 
 
-def test_a_damaged_file_is_named(tmp_path):
-    write_idx(tmp_path, zipped=False)
-    path = tmp_path / 'train-images-idx3-ubyte'
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(ValueError, match='train-images-idx3-ubyte is damaged'):
+@pytest.mark.parametrize('left', [-5, 7, 0])
+@pytest.mark.parametrize('zipped', [False, True])
+def test_a_damaged_file_is_named(tmp_path, zipped, left):
+    write_idx(tmp_path, zipped=zipped)
+    path = next(tmp_path.glob('train-images-idx3-ubyte*'))
+    path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(ValueError, match='train-images-idx3-ubyte.* is damaged'):
         load_fashion_mnist('train', root=str(tmp_path))
 
 

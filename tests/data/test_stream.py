@@ -58,6 +58,12 @@ def test_a_share_that_is_used_up_starts_again(stream):
     assert [int(stream[SampleKey(i, 1)]['inputs'][0, 0, 0]) for i in range(10)][-3:] == [6, 7, 0]
 
 
+def test_a_share_without_images_is_an_error_and_no_early_end(stream, monkeypatch):
+    monkeypatch.setattr(Numbers, '__iter__', lambda self: iter(()))
+    with pytest.raises(ValueError, match="'wds/numbers' gives this worker no images: take fewer workers"):
+        values(stream, 0)
+
+
 def test_other_datasets_point_to_their_class():
     with pytest.raises(ValueError, match="is no stream.*type='TimmDataset'"):
         TimmStream('folder', 'hfds/name')

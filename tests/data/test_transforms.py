@@ -104,3 +104,6 @@ def test_light_transform_shifts_within_its_range_and_fills_with_black():
 def test_light_transform_mirrors_with_its_probability():
     image = np.arange(6, dtype=np.uint8).reshape(2, 3)
     assert ShiftFlip(flip=1.0)(image)[0].tolist() == image[:, ::-1].tolist()
+    random.seed(0)
+    mirrored = [ShiftFlip(flip=0.25)(image)[0].tolist() == image[:, ::-1].tolist() for _ in range(400)]
+    assert 60 < sum(mirrored) < 140

@@ -83,6 +83,12 @@ def test_confusion_matrix_is_darkest_on_the_diagonal(tmp_path, number):
     assert np.corrcoef(rows, columns)[0, 1] > 0.5
 
 
+def test_colours_of_a_confusion_matrix_are_shares_of_the_true_class(tmp_path):
+    image = pixels(save_confusion_matrix([[9, 0], [3, 0]], ['a', 'b'], tmp_path / 'matrix.png')).astype(int)
+    # both cells of the first column are as dark as the scale goes
+    assert (image[:, :int(image.shape[1] * 0.8)].sum(axis=-1) < 330).mean() > 0.3
+
+
 def test_right_and_wrong_predictions_differ_in_colour(tmp_path):
     image = np.zeros((28, 28), dtype=np.uint8)
     sample = {'image': image, 'predicted': 1, 'probability': 0.75}

@@ -20,7 +20,11 @@ def raw_maps(num_classes: int = 2, batch: int = 2, dtype: torch.dtype = torch.fl
 
 def test_ciou_is_that_of_torchvision_up_to_its_constants():
     a, b = random_boxes(50), random_boxes(50)
-    torch.testing.assert_close(box_ciou(a, b), 1 - complete_box_iou_loss(a, b), rtol=1e-4, atol=1e-5)
+    a.requires_grad_()
+    ours, theirs = box_ciou(a, b), 1 - complete_box_iou_loss(a, b)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    # neither passes a gradient through the weight of the aspect ratios
+    torch.testing.assert_close(*(torch.autograd.grad(value.sum(), a) for value in (ours, theirs)), rtol=1e-3, atol=1e-5)
 
 
 def test_ciou_of_equal_boxes_is_one_and_of_distant_ones_below_zero():
@@ -150,7 +154,8 @@ def test_half_precision_predictions_are_suppressed_in_float32():
     ((1, 5000), {}, (1, 640), (0, 319, 0, 320)),
     ((100, 50), {'size': (32, 64)}, (32, 16), (24, 0, 24, 0)),
     ((100, 50), {'size': 64, 'stretch': True}, (64, 64), (0, 0, 0, 0)),
-    ((37, 53), {'size': 64, 'minimal': True}, (45, 64), (0, 9, 0, 10))], ids=str)
+    ((37, 53), {'size': 64, 'minimal': True}, (45, 64), (0, 9, 0, 10)),
+    ((37, 53), {'size': 64, 'minimal': True, 'stride': 16}, (45, 64), (0, 1, 0, 2))], ids=str)
 def test_images_lie_in_the_middle_of_their_canvas(image: tuple, options: dict, resized: tuple, pads: tuple):
     frame = letterbox_geometry(*image, **options)
     assert (frame.resized, frame.pads) == (resized, pads)
@@ -158,7 +163,8 @@ def test_images_lie_in_the_middle_of_their_canvas(image: tuple, options: dict, r
     if not options.get('minimal'):
         assert frame.size == (size if isinstance(size, tuple) else (size, size))
     else:
-        assert frame.size[0] % 32 == frame.size[1] % 32 == 0
+        stride = options.get('stride', 32)
+        assert frame.size[0] % stride == frame.size[1] % stride == 0
 
 
 @pytest.mark.parametrize('options', [{}, {'stretch': True}, {'scale_up': False}, {'minimal': True}], ids=str)

@@ -1,10 +1,12 @@
 """The diffusion process against tables and losses of the official code, and its options against their formulas."""
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
+from torch.distributions import Normal, kl_divergence
 
 from visionssm.diffusion.process import GaussianDiffusion, make_betas, respaced_timesteps
 
@@ -92,6 +94,26 @@ def test_the_weights_by_signal_are_the_same_loss_of_the_clean_image():
         values[kind] = process.losses(x, output[kind], noise, t)['mse']
     torch.testing.assert_close(values['epsilon'], values['sample'], rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(values['v_prediction'], values['sample'], rtol=1e-3, atol=1e-5)
+
+
+def test_the_bound_is_a_divergence_at_last_a_likelihood_and_teaches_the_variance_alone():
+    torch.manual_seed(0)
+    process = GaussianDiffusion(respacing='8', rescale_vlb=True)
+    x, noise = (torch.randn(3, 1, 4, 4, dtype=torch.float64) for _ in range(2))
+    x, t = x.tanh() * 0.9, torch.tensor([0, 3, 7])
+    output = torch.cat([noise + 0.1 * torch.randn_like(noise), torch.randn_like(noise).tanh()], 1).requires_grad_()
+    noisy = process.q_sample(x, t, noise)
+    true, model = (Normal(found.mean, (found.log_variance / 2).exp().expand_as(x)) for found in (
+        process.q_posterior(x, noisy, t), process.p_posterior(output, noisy, t)))
+    likelihood = (model.cdf(x + 1 / 255) - model.cdf(x - 1 / 255)).log()
+    bits = [value.flatten(1).mean(1) * process.num_steps / 1000 / math.log(2)
+            for value in (-likelihood, kl_divergence(true, model))]
+    vlb = process.losses(x, output, noise, t)['vlb']
+    # the official code takes tanh for the error function
+    torch.testing.assert_close(vlb[:1], bits[0][:1], rtol=1e-2, atol=0)
+    torch.testing.assert_close(vlb[1:], bits[1][1:])
+    vlb.sum().backward()
+    assert not output.grad[:, :1].any() and output.grad[:, 1:].all()
 
 
 def test_half_precision_outputs_have_float32_losses():

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import prune
 
 from visionssm.layers import BiMamba
 
@@ -134,6 +135,31 @@ def test_layers_in_place_of_the_projections_are_called():
         mixer.ssm_b.dt_proj.weight.copy_(plain.weight / 2)
     torch.testing.assert_close(mixer(x), mix_by_hand_with(mixer, plain, x), rtol=0, atol=1e-12)
     assert not torch.equal(mixer.ssm_b.dt_proj.weight, plain.weight)
+
+
+@pytest.mark.parametrize('part', ['ssm', 'ssm_b', 'ssm.x_proj', 'ssm_b.dt_proj'])
+def test_hooks_are_called(part: str):
+    mixer, seen = BiMamba(8), []
+    x = torch.randn(1, 4, 8)
+    expected = mixer(x)
+    for name in ('register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook'):
+        handle = getattr(mixer.get_submodule(part), name)(lambda *_, name=name: seen.append(name))
+        out = mixer(x)
+        out.sum().backward()
+        torch.testing.assert_close(out, expected)
+        handle.remove()
+    assert seen == ['register_forward_hook', 'register_forward_pre_hook', 'register_full_backward_hook']
+
+
+def test_pruned_projections_follow_their_weights():
+    mixer = BiMamba(8, dtype=torch.float64)
+    x = torch.randn(1, 4, 8, dtype=torch.float64)
+    prune.random_unstructured(mixer.ssm_b.x_proj, 'weight', amount=0.5)
+    with torch.no_grad():
+        mixer.ssm_b.x_proj.weight_orig.mul_(3)
+    out = mixer(x)
+    prune.remove(mixer.ssm_b.x_proj, 'weight')
+    torch.testing.assert_close(out, mix_by_hand(mixer, x, 'v2', True), rtol=0, atol=1e-12)
 
 
 def mix_by_hand_with(mixer: BiMamba, dt_proj: torch.nn.Linear, x: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Class tokens in a sequence and position embeddings that change their grid."""
 import pytest
 import torch
+import torch.nn.functional as F
 
 from visionssm.layers import (
     class_token_index,
@@ -89,3 +90,12 @@ def test_official_resize_needs_a_square():
 def test_official_resize_keeps_an_equal_grid():
     table = torch.randn(1, 10, 4)
     assert resize_pos_embed_leading(table, 3, 1) is table
+
+
+def test_official_resize_takes_no_means_when_it_shrinks():
+    table = torch.randn(1, 1 + 8 * 8, 4)
+    grid = table[:, 1:].reshape(1, 8, 8, 4).permute(0, 3, 1, 2)
+    expected = F.interpolate(grid, size=(3, 3), mode='bicubic', align_corners=False).flatten(2).transpose(1, 2)
+    small = resize_pos_embed_leading(table, 3, 1)
+    assert torch.equal(small[:, :1], table[:, :1])
+    torch.testing.assert_close(small[:, 1:], expected)

@@ -70,6 +70,13 @@ def test_pruned_model_keeps_its_taps_and_takes_a_new_classifier(image):
     assert model.forward_head(model.forward_features(image), pre_logits=True).shape == (2, model.head_hidden_size)
 
 
+def test_a_classifier_that_was_taken_off_comes_back_in_the_type_of_the_model():
+    model = Toy().double()
+    model.reset_classifier(0)
+    model.reset_classifier(3)
+    assert model.head.fc.weight.dtype == torch.float64
+
+
 def test_layers_are_grouped_from_stem_to_head():
     model = Toy(stage_norm=True)
     groups = group_parameters(model, model.group_matcher(), reverse=True)
@@ -78,6 +85,8 @@ def test_layers_are_grouped_from_stem_to_head():
     assert [groups[name] for name in order] == sorted(groups[name] for name in order)
     assert groups['stem.weight'] < groups['stages.0.blocks.0.0.weight'] < groups['stages.1.blocks.1.0.weight']
     assert groups['stages.1.blocks.0.0.weight'] < groups['stages.1.blocks.1.0.weight']
+    assert groups['stages.1.norm.weight'] == groups['stages.1.blocks.1.0.weight']
+    assert max(groups.values()) == 1 + 5, 'the stem, five blocks and the head, but a closing norm is no layer'
     coarse = group_parameters(model, model.group_matcher(coarse=True), reverse=True)
     assert coarse['stages.1.norm.weight'] == coarse['stages.1.blocks.0.0.bias'] == coarse['stem.weight'] + 2
 

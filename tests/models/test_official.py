@@ -7,7 +7,7 @@ import torch
 
 import visionssm
 from visionssm.checkpoints import CheckpointError
-from visionssm.models._official import translate_keys
+from visionssm.models._official import rename_from_official, translate_keys
 from visionssm.models.vim import OFFICIAL
 
 PYRAMID = 'SimpleFeaturePyramid(VisionMambaDet)'
@@ -91,6 +91,29 @@ def test_weights_alone_rebuild_a_model_of_the_same_shape(case):
     size = {key: value.shape for key, value in visionssm.to_official(
         'vim', model, official_class=model.official_class).items()}
     assert size == {key: value.shape for key, value in weights.items()}
+
+
+@pytest.mark.parametrize(('size', 'patch', 'stride', 'words'), [
+    (224, 16, 16, None),
+    (224, 16, 8, 'tell 27 x 27 patches of 16 pixels, and not the stride'),
+    (432, 16, 16, 'assumed are stride 8 and img_size 224. If'),
+    (32, 8, 4, 'assumed are stride 8 and img_size 56. If'),
+])
+def test_a_guessed_stride_is_told(size, patch, stride, words, caplog):
+    config = {**TRUNK, 'img_size': size, 'patch_size': patch, 'stride': stride, 'depth': 1}
+    weights = official_weights('VisionMamba', config)
+    assert visionssm.from_official('vim', weights).patch_embed.proj.kernel_size == (patch, patch)
+    assert (words or '') in caplog.text and ('give config' in caplog.text) == (words is not None)
+    caplog.clear()
+    visionssm.from_official('vim', weights, config)
+    rename_from_official('vim', weights)
+    assert caplog.text == ''
+
+
+def test_a_stride_is_guessed_aloud_where_no_table_tells_the_patches(caplog):
+    config = {**TRUNK, 'if_abs_pos_embed': False, 'depth': 1}
+    visionssm.from_official('vim', official_weights('VisionMamba', config))
+    assert 'tell no number of patches of 8 pixels' in caplog.text
 
 
 def test_every_difference_is_listed_in_official_names():

@@ -243,3 +243,10 @@ def test_a_refused_input_size_leaves_the_model_as_it_was(make, image):
     with pytest.raises(ValueError, match='smaller than a patch'):
         model.set_input_size(2)
     assert torch.equal(model(image), expected)
+
+
+def test_a_tap_of_the_dense_form_that_is_named_twice_comes_once(make, image):
+    model = make()
+    last = len(model.blocks) - 1
+    dense = model.dense(out_indices=(last, -1))
+    assert len(dense(image)) == len(dense.feature_info) == 1

@@ -43,6 +43,12 @@ def test_photon_noise_grows_with_the_brightness():
         assert deviation.item() == pytest.approx(math.sqrt(level / 256), rel=0.05)
 
 
+def test_gray_photon_noise_is_the_same_in_all_channels():
+    noise = add_poisson_noise(photo(), 1., seeded(), gray=True) - photo()
+    assert noise.abs().max() > 0.01
+    torch.testing.assert_close(noise[0], noise[2], rtol=0, atol=1e-6)
+
+
 def test_a_worse_jpeg_is_further_away():
     x = photo()
     errors = [(compress_jpeg(x, quality) - x).abs().mean().item() for quality in (95, 50, 5)]
@@ -68,6 +74,7 @@ def test_kernels_are_normalised_whatever_is_drawn():
         weights = tuple(float(i == j) for j in range(len(KERNELS)))
         kernel = draw_kernel(Stage(kernels=weights, sinc=0.), seeded(i))
         assert kernel.sum().item() == pytest.approx(1) and kernel.min() >= 0
+        assert torch.allclose(kernel, kernel.T) != KERNELS[i].endswith('anisotropic')
     ringing = sinc_kernel(21, math.pi / 3)
     assert ringing.sum().item() == pytest.approx(1) and ringing.min() < 0
     assert torch.allclose(ringing, ringing.T)
@@ -79,6 +86,20 @@ def test_shrinking_crops_to_a_multiple_and_rounds_to_bytes():
     assert torch.allclose(small * 255, (small * 255).round(), atol=1e-4)
     with pytest.raises(ValueError, match='cannot be shrunk'):
         shrink_bicubic(photo(3, 9), 4)
+
+
+@pytest.mark.parametrize(('resize', 'grows'), [((1., 0., 0.), 1), ((0., 1., 0.), -1), ((0., 0., 1.), 0)])
+def test_a_stage_enlarges_shrinks_or_keeps(resize: tuple, grows: int):
+    stage = Stage(blur=0., resize=resize)
+    sizes = [SecondOrderDegradation._spoil(photo(), stage, (48, 64), seeded(seed)).shape[1] for seed in range(5)]
+    assert all((size > 48) - (size < 48) == grows for size in sizes) and (grows == 0 or len(set(sizes)) > 1)
+
+
+@pytest.mark.parametrize('share', [0., 1.])
+def test_the_last_filter_rings_as_often_as_was_asked_for(share: float):
+    x = photo()
+    rings = [not torch.equal(SecondOrderDegradation(final_sinc=share)._ring(x, seeded(seed)), x) for seed in range(5)]
+    assert rings == [share == 1.] * 5
 
 
 @pytest.mark.parametrize('seed', range(12))

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torchvision.models import VGG19_Weights
+from torchvision.transforms.functional import normalize
 
 from visionssm.checkpoints import CheckpointError
 from visionssm.restoration.losses import VGG_LAYERS, GANLoss, PerceptualLoss, PixelLoss
@@ -26,6 +27,13 @@ def test_layers_are_the_convolutions_of_vgg19_before_activation():
     assert [tuple(x.shape[1:]) for x in maps.values()] == [
         (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 2, 2)]
     assert all(x.min() < 0 for x in maps.values())
+
+
+def test_the_network_sees_images_as_it_was_trained_on_them():
+    loss = loss_of(layers={'conv1_1': 1.})
+    x = torch.rand(1, 3, 8, 8)
+    expected = loss.net[0](normalize(x, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
+    torch.testing.assert_close(loss.features(x)[0], expected)
 
 
 @pytest.mark.parametrize('kind', ['l1', 'mse'])

@@ -11,6 +11,7 @@ from visionssm.checkpoints import save_safetensors
 from visionssm.openmmlab.checkpoint import export_best
 from visionssm.openmmlab.classifier import ImageClassifier
 from visionssm.openmmlab.predict import Predictor, find_images, predict
+from visionssm.openmmlab.predict_dense import UniqueNames
 
 CLASSES = tuple(f'kind {number}' for number in range(10))
 
@@ -188,3 +189,9 @@ def test_an_interrupt_ends_in_one_line(monkeypatch, capsys):
     monkeypatch.setattr('visionssm.openmmlab.predict.run', lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     assert predict(['picture.png', '--model', 'vim_pico']) == 130
     assert capsys.readouterr().err.strip() == 'stopped'
+
+
+def test_results_never_share_a_name():
+    name = UniqueNames()
+    paths = ['a.png', 'b/a.png', 'a-2.png', 'b/a-2.png', 'A.jpg', 'c/a.png']
+    assert [name(Path(path)) for path in paths] == ['a', 'a-2', 'a-2-2', 'a-2-3', 'A-3', 'a-4']

@@ -61,7 +61,7 @@ def read_cells(path: Path | None, fields: Iterable[str] = ()) -> list[Cell]:
     if path is None or not path.is_file():
         return []
     try:
-        cells = json.loads(path.read_text())['cells']
+        cells = json.loads(path.read_text(encoding='utf-8'))['cells']
         for cell in cells:
             cell['environment'], cell['rows'], *(cell['settings'][field] for field in fields)
     except (ValueError, KeyError, TypeError) as error:

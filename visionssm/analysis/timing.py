@@ -241,7 +241,7 @@ def check_threads(threads: int) -> None:
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return what numbers depend on: day, device, threads, versions and the load of the machine."""
     if device.type == 'cpu':
-        described = Path('/proc/cpuinfo').read_text() if sys.platform == 'linux' else ''
+        described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if sys.platform == 'linux' else ''
         name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
     else:
         name = torch.get_device_module(device).get_device_name(device)

@@ -16,7 +16,7 @@ from ..checkpoints import CheckpointError, Entry, add_file, entries, fetch, find
 from ..checkpoints.converted import read_entry
 from ..checkpoints.download import Cached, fetch_many, look_up
 from ..checkpoints.load import compare_shapes
-from ..models._official import from_official
+from ..models._official import rename_from_official
 from ..utils.command import Command
 
 __all__ = ['download']
@@ -111,7 +111,7 @@ def _check_file(entry: Entry, path: Path) -> None:
         return
     with torch.device('meta'):
         shapes = {key: torch.empty_like(value, device='meta') for key, value in state_dict.items()}
-        given = from_official(entry.family, shapes).state_dict()
+        given = rename_from_official(entry.family, shapes)
         wanted = create_model(entry.model).state_dict()
     compare_shapes({key: tuple(value.shape) for key, value in wanted.items()},
                    {key: tuple(value.shape) for key, value in given.items()}, f'The file is not of {entry.model}')

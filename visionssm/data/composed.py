@@ -332,7 +332,7 @@ def draw_sheet(folder: str | Path, split: str = 'train', count: int = 12, column
     Returns:
         The sheet, twice enlarged.
     """
-    content = json.loads(Path(folder, 'annotations', f'instances_{split}.json').read_text())
+    content = json.loads(Path(folder, 'annotations', f'instances_{split}.json').read_text(encoding='utf-8'))
     tiles = []
     for entry in content['images'][:count]:
         with Image.open(Path(folder, split, entry['file_name'])) as file:
@@ -396,7 +396,8 @@ def _write_split(
             'categories': [{'id': index + 1, 'name': name, 'supercategory': 'garment'}
                            for index, name in enumerate(FASHION_CLASSES)],
         }
-        (folders['coco'] / 'annotations' / f'instances_{split}.json').write_text(json.dumps(content) + '\n')
+        target = folders['coco'] / 'annotations' / f'instances_{split}.json'
+        target.write_text(json.dumps(content) + '\n', encoding='utf-8')
 
 
 def make_composed_data(
@@ -436,6 +437,6 @@ def make_composed_data(
         for split in SPLITS:
             _write_split(folders, split, counts[split], photographs[split], options, progress)
         for form, folder in folders.items():
-            (folder / 'README.txt').write_text(_readme(counts, options, photographs, form))
+            (folder / 'README.txt').write_text(_readme(counts, options, photographs, form), encoding='utf-8')
             replace_folder(folder, targets[form])
     return targets

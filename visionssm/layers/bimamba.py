@@ -178,8 +178,14 @@ class BiMamba(nn.Module):
 
     @torch.jit.unused
     def _has_plain_projections(self) -> bool:
-        """Say whether the projections are what was built here, and not adapters or quantised layers in their place."""
-        return all(type(layer) is nn.Linear for ssm in (self.ssm, self.ssm_b) for layer in (ssm.x_proj, ssm.dt_proj))
+        """Say whether the projections are what was built here, no adapters or quantised layers, and have no hooks.
+
+        Hooks want a call, and those of pruning and of the older weight norm make the weight that is read.
+        """
+        return not any(
+            type(layer) is not nn.Linear and layer is not ssm or layer._forward_hooks or layer._forward_pre_hooks
+            or layer._backward_hooks or layer._backward_pre_hooks
+            for ssm in (self.ssm, self.ssm_b) for layer in (ssm, ssm.x_proj, ssm.dt_proj))
 
     def _scan_both(self, x: torch.Tensor) -> torch.Tensor:
         """Mix (B, L, D) in both directions by one call each: on short sequences calls take as long as the work."""

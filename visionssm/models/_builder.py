@@ -22,7 +22,7 @@ from visionssm.checkpoints.load import (
 )
 from visionssm.utils.suggest import did_you_mean
 
-from ._official import Official, from_official, translate_keys
+from ._official import Official, rename_from_official, translate_keys
 
 __all__ = ['build_model', 'build_task_model', 'filter_official', 'load_file', 'load_official_keys']
 
@@ -247,7 +247,7 @@ def _convert(family: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, t
     with torch.random.fork_rng(devices=[]), torch.device('cpu'), torch.no_grad():
         torch.set_default_dtype(torch.float32)
         try:
-            return from_official(family, state_dict).state_dict()
+            return rename_from_official(family, state_dict)
         finally:
             torch.set_default_dtype(default)
 

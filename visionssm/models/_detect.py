@@ -321,13 +321,16 @@ def _arguments(model_cls: type[nn.Module], build: Callable[[], nn.Module]) -> di
     """Return the arguments that a function constructs a class with, without building anything.
 
     The class's constructor is replaced in the meantime, because the functions that know the arguments keep them to
-    themselves.
+    themselves; other threads still build models by it.
     """
-    original = model_cls.__init__
+    original, thread = model_cls.__init__, threading.get_ident()
     signature = inspect.signature(original)
     found: dict[str, Any] = {}
 
     def note(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if threading.get_ident() != thread:
+            original(self, *args, **kwargs)
+            return
         bound = signature.bind(self, *args, **kwargs)
         bound.apply_defaults()
         found.update(list(bound.arguments.items())[1:])

@@ -189,7 +189,7 @@ class Hierarchy(nn.Module):
             'blocks': r'^stages\.(\d+)' if coarse else [
                 (r'^stages\.(\d+)\.downsample', (0,)),
                 (r'^stages\.(\d+)\.blocks\.(\d+)', None),
-                (r'^stages\.(\d+)\.', (99998,)),
+                (r'^stages\.(\d+)\.', (99999,)),  # timm's number for what belongs to the layer before
                 (r'^norm', (99999,)),
             ],
         }

@@ -22,8 +22,8 @@ from ._tasks import public_modules, task_modules
 
 __all__ = [
     'Official', 'Reading', 'check_derived', 'count_blocks', 'dense_keys', 'families', 'find_official', 'find_taps',
-    'from_official', 'official_shapes', 'read_official', 'rename_to_official', 'shapes_of', 'take_known', 'to_official',
-    'translate_keys',
+    'from_official', 'official_shapes', 'read_official', 'rename_from_official', 'rename_to_official', 'shapes_of',
+    'take_known', 'to_official', 'translate_keys',
 ]
 
 _logger = logging.getLogger('visionssm')
@@ -47,6 +47,10 @@ def _as_given(config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor])
     return config
 
 
+def _nothing_assumed(config: Mapping[str, Any]) -> str:
+    return ''
+
+
 @dataclass(frozen=True)
 class Official:
     """What a family's file says about the official code.
@@ -66,6 +70,8 @@ class Official:
             enough and the other one wins, as in the official code, which loads it last; both are written.
         restore: (state dict, model) to the same with those names and shapes that `tidy` changes and that the official
             code still has.
+        assumed: What `infer` returned to a sentence on a guess in it that may be wrong without an error; empty where
+            there is none.
         family: Name of the family; that of the file when empty.
     """
 
@@ -78,6 +84,7 @@ class Official:
     tidy: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _already_tidy
     aliases: KeyTable = ()
     restore: Callable[[Mapping[str, torch.Tensor], nn.Module], Mapping[str, torch.Tensor]] = _nothing_to_restore
+    assumed: Callable[[Mapping[str, Any]], str] = _nothing_assumed
     family: str = ''
 
     def settle(self, state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -232,10 +239,34 @@ def from_official(
     """
     official = find_official(family)
     given = read_official(family, state_dict, config, official_class)
+    said = official.assumed(given.config) if config is None else ''
+    if said:
+        _logger.warning('%s If the model was trained with others, outputs are wrong: give config, the keyword '
+                        'arguments of the official constructor, which were taken to be %s.', said, dict(given.config))
+    headline = ' that its keys tell; give config if they mislead' if config is None else ''
+    return _build(official, given, headline)
+
+
+def rename_from_official(family: str, state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return official weights in our names, checked against the model that keys and shapes tell.
+
+    Args:
+        family: Name of the family.
+        state_dict: As in `from_official`.
+
+    Returns:
+        The state dict of a model of ours.
+
+    Raises:
+        CheckpointError: As in `from_official`.
+    """
+    return _build(find_official(family), read_official(family, state_dict), ' that its keys tell').state_dict()
+
+
+def _build(official: Official, given: 'Reading', headline: str) -> nn.Module:
     model = official.build(given.official_class, given.config)
     table = official.keys(given.official_class)
     derived = official.derived(model)
-    headline = ' that its keys tell; give config if they mislead' if config is None else ''
     compare_shapes(
         official_shapes(official, given.official_class, model, derived), shapes_of(given.state_dict),
         f'The state dict does not fit the {given.official_class}{headline}')

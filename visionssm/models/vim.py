@@ -582,7 +582,7 @@ class VimDense(nn.Module):
         wrong = [i for i in out_indices if not -depth <= i < depth]
         if wrong or not out_indices:
             raise ValueError(f'out_indices are {tuple(out_indices)}; choose among the blocks 0 to {depth - 1}.')
-        self.out_indices = sorted(i % depth for i in out_indices)
+        self.out_indices = sorted({i % depth for i in out_indices})
         if pyramid == 'plain' and len(self.out_indices) not in (1, 4):
             raise ValueError(f'out_indices are {tuple(out_indices)}; the plain pyramid takes four taps, or one.')
         self.residual_features = residual_features
@@ -843,12 +843,26 @@ def _infer_official(state_dict: Mapping[str, torch.Tensor]) -> tuple[str, dict[s
     return 'VisionMambaSeg', config
 
 
+def _assumed_stride(config: Mapping[str, Any]) -> str:
+    """Say which stride was taken, unless the official constructor's own size and stride fit."""
+    net = config.get('net', config)
+    size, patch, stride = (net[key] for key in ('img_size', 'patch_size', 'stride'))
+    told = net['if_abs_pos_embed'] or net['if_rope']
+    if told and size == 224 and stride == patch:
+        return ''
+    side = (size - patch) // stride + 1
+    known = f'{side} x {side} patches' if told else 'no number of patches'
+    return (f'Keys and shapes tell {known} of {patch} pixels, and not the stride between them: assumed are stride '
+            f'{stride} and img_size {size}.')
+
+
 OFFICIAL = Official(
     classes=('VisionMamba', _PYRAMID, 'VisionMambaDet', 'VisionMambaSeg'),
     keys=_key_table,
     build=_build_official,
     infer=_infer_official,
     derived=_rope_tables,
+    assumed=_assumed_stride,
 )
 
 

@@ -39,14 +39,15 @@ SAME = ('model', 'train_dataloader', 'val_dataloader', 'train_cfg', 'optim_wrapp
 def find_configs() -> list[str]:
     """Names of the configs that only add a model to the shared base of the comparison."""
     folder = config_root() / 'classification'
-    return sorted(path.stem for path in folder.glob('*.py') if f"_base_ = '../{BASE}'" in path.read_text())
+    return sorted(path.stem for path in folder.glob('*.py')
+                  if f"_base_ = '../{BASE}'" in path.read_text(encoding='utf-8'))
 
 
 def describe_machine() -> dict[str, str]:
     """Describes what times and the last digits of accuracies depend on."""
     device = get_device()
     if device == 'cpu':
-        described = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').is_file() else ''
+        described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if Path('/proc/cpuinfo').is_file() else ''
         name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
         name += f', {torch.get_num_threads()} threads'
     else:
@@ -79,7 +80,7 @@ def summarise_run(name: str, cfg: Config) -> dict[str, Any]:
     side = cfg.model.model.get('img_size', 28)
     cost = count_flops(model, (cfg.model.model.in_chans, side, side))
     steps = [now['iter'] - before for now, before in zip(records, [0, *(record['iter'] for record in records)])]
-    results = json.loads(Path(cfg.work_dir, 'accuracy.json').read_text())
+    results = json.loads(Path(cfg.work_dir, 'accuracy.json').read_text(encoding='utf-8'))
     return {'name': name, 'model': cfg.model.model.name, 'params': cost['params'], 'macs': cost['macs'],
             'top1': accuracies, 'seconds': sum(count * record['time'] for count, record in zip(steps, records)),
             'seconds_per_step': statistics.median(record['time'] for record in records), 'images': results['count']}
@@ -93,7 +94,7 @@ def _run(name: str, args: argparse.Namespace, train_tool: Path) -> dict[str, Any
     cfg = train_config(train.parse(command))
     path = Path(cfg.work_dir, 'result.json')
     if path.is_file():
-        result = json.loads(path.read_text())
+        result = json.loads(path.read_text(encoding='utf-8'))
         if result['experiment'] != _experiment(cfg):
             raise ConfigError(f'{cfg.work_dir} holds a run with another config; remove it, or give another --work-dir')
         return result

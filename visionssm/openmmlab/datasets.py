@@ -4,6 +4,7 @@ import logging
 import os
 import socket
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +189,7 @@ class TimmStream(ImageDataset):
         self.source = create_dataset(name, root, split=split, is_training=is_training, num_samples=num_samples,
                                      class_map=class_to_idx or '', input_img_mode=mode, seed=seed,
                                      **(dataset_args or {}))
+        self.name = name
         self.num_samples = num_samples or getattr(self.source.reader, 'num_samples', 0) or len(self.source)
         if not self.num_samples:
             raise ValueError(f'{name!r} does not say how many images the split {split!r} has: give num_samples')
@@ -211,7 +213,12 @@ class TimmStream(ImageDataset):
         except StopIteration:
             # shards are uneven: a worker whose share is used up starts it again until the epoch is over
             self._stream = iter(self.source)
-            image, label = next(self._stream)
+            # a StopIteration that left here would end the epoch without a word
+            found = next(self._stream, None)
+            if found is None:
+                raise ValueError(f'the stream {self.name!r} gives this worker no images: take fewer workers '
+                                 '(num_workers) or processes than it has shards, or name another split') from None
+            image, label = found
         with sample_rng(self.seed, key):
             inputs = self.transform(image)
         return {'inputs': inputs, 'label': int(label), 'path': self.path(key.index), 'index': key.index}
@@ -220,10 +227,13 @@ class TimmStream(ImageDataset):
 def _read_idx(path: Path, magic: int) -> np.ndarray:
     """Reads one file of the MNIST format, plain or gzipped: magic number, sizes, bytes."""
     opener = gzip.open if path.suffix == '.gz' else open
-    with opener(path, 'rb') as file:
-        content = file.read()
     dimensions = magic & 0xFF
-    header = struct.unpack(f'>{1 + dimensions}I', content[:4 * (1 + dimensions)])
+    try:
+        with opener(path, 'rb') as file:
+            content = file.read()
+        header = struct.unpack(f'>{1 + dimensions}I', content[:4 * (1 + dimensions)])
+    except (EOFError, struct.error, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f'{path} is damaged: {error}') from error
     data = np.frombuffer(content, np.uint8, offset=4 * (1 + dimensions))
     if header[0] != magic or data.size != np.prod(header[1:]):
         raise ValueError(f'{path} is damaged: header {header} with {data.size} bytes of data')

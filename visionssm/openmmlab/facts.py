@@ -127,7 +127,7 @@ def _safetensors_config(path: str) -> dict[str, Any]:
     """The config in a file's metadata, or in `config.json` beside it, or nothing."""
     config = json.loads(read_metadata(path).get('config', '{}'))
     if not config and Path(path).with_name('config.json').is_file():
-        config = json.loads(Path(path).with_name('config.json').read_text())
+        config = json.loads(Path(path).with_name('config.json').read_text(encoding='utf-8'))
     return config
 
 

@@ -1,6 +1,7 @@
 """Prediction by detectors and segmentors: pictures and videos in, annotated ones and JSON out."""
 import argparse
 import io
+import itertools
 import json
 import logging
 import sys
@@ -183,15 +184,18 @@ def _describe(sample: Any, predictor: DensePredictor, score_thr: float) -> tuple
 
 
 class UniqueNames:
-    """One name a file, numbered where files of several folders share a name."""
+    """One name a file, numbered where files of several folders share a name, or differ only in capitals."""
 
     def __init__(self) -> None:
-        self.taken: dict[str, int] = {}
+        self.taken: set[str] = set()
 
     def __call__(self, path: Path) -> str:
         """The name for a file, without extension."""
-        count = self.taken[path.stem] = self.taken.get(path.stem, 0) + 1
-        return path.stem if count == 1 else f'{path.stem}-{count}'
+        names = itertools.chain([path.stem], (f'{path.stem}-{number}' for number in itertools.count(2)))
+        # some systems know no capitals; and a file may be called as another one is numbered
+        name = next(name for name in names if name.casefold() not in self.taken)
+        self.taken.add(name.casefold())
+        return name
 
 
 def save_image(pixels: np.ndarray, path: Path) -> None:
@@ -266,7 +270,8 @@ def _predict_video(
     target, part = out / f'{stem}.jsonl', out / f'.{stem}.jsonl.tmp'
     number = 0
     try:
-        with VideoSink(out / f'{stem}_prediction.mp4', video.rate, video.size) as sink, open(part, 'w') as lines:
+        with VideoSink(out / f'{stem}_prediction.mp4', video.rate, video.size) as sink, \
+                open(part, 'w', encoding='utf-8') as lines:
             for line in _frames(predictor, video, sink, args):
                 lines.write(line)
                 number += 1

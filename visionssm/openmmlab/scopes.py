@@ -79,7 +79,8 @@ def explain_import_error(error: ImportError, path: str | Path) -> ScopeError:
     Returns:
         The error to raise.
     """
-    wanted = re.findall('mmdet|mmseg', f'{error} {Path(path).read_text(errors="replace")}')
+    text = Path(path).read_text(encoding='utf-8', errors='replace')
+    wanted = re.findall('mmdet|mmseg', f'{error} {text}')
     missing = [name for name in dict.fromkeys(wanted) if importlib.util.find_spec(name) is None]
     reasons = [str(error)] + ([str(error.__context__)] if error.__context__ else [])
     hint = ''.join(f'; {name} is not installed: pip install "visionssm[{EXTRAS[name]}]" brings it, without a compiler'

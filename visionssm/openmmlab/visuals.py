@@ -71,7 +71,7 @@ def read_scalars(work_dir: str | Path) -> tuple[list[dict[str, float]], list[dic
     train: dict[float, dict[str, float]] = {}
     validation: dict[float, dict[str, float]] = {}
     for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding='utf-8').splitlines():
             try:
                 record = json.loads(line)
             except json.JSONDecodeError:

@@ -57,7 +57,7 @@ class LatentDataset(Dataset):
             raise FileNotFoundError(f'{index} does not exist; write the latents with python tools/cache_latents.py '
                                     f'IMAGES --vae NAME --out {root}, to the end')
         self.root, self.flip, self.seed = Path(root), flip, seed
-        facts = json.loads(index.read_text())
+        facts = json.loads(index.read_text(encoding='utf-8'))
         self.shards: list[dict[str, Any]] = facts['shards']
         missing = [shard['file'] for shard in self.shards if not Path(root, shard['file']).is_file()]
         if missing:

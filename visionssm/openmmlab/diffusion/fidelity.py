@@ -359,7 +359,7 @@ def _compare_files(args: argparse.Namespace, report: Report) -> int:
         'drawn': args.drawn, 'real': args.real or args.real_config, 'extractor': extractor.name,
         'weights_sha256': extractor.fingerprint, 'k': args.k, 'splits': args.splits,
         'pictures': {'drawn': drawn.count, 'real': real.count},
-        'sampling': json.loads(settings.read_text()) if settings.is_file() else None, 'metrics': values}
+        'sampling': json.loads(settings.read_text(encoding='utf-8')) if settings.is_file() else None, 'metrics': values}
     write_json(results, args.out)
     lines = [f'results: {args.out}', *(f'{name}: {value:.4f}' for name, value in values.items())]
     report.say(results, '\n'.join(lines))

@@ -72,7 +72,7 @@ def check_settings(folder: Path, settings: Mapping[str, Any], notes: Mapping[str
     """
     path, settings = folder / SETTINGS, json.loads(json.dumps(settings))
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = json.loads(path.read_text(encoding='utf-8'))
         different = [f'{key} is {_short(settings[key])} and was {_short(before.get(key))}' for key in settings
                      if before.get(key) != settings[key]]
         if different:
