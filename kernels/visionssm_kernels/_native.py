@@ -161,10 +161,10 @@ def run_native(function: str, *args: bytes | int) -> int:
     After a fork GNU OpenMP would wait for threads that the parent has kept, as it does in PyTorch's own operations. It
     keeps a team for each thread that calls, so another one does, unless one thread is all that is wanted.
     """
-    run = getattr(native_library(), function)
+    run, given = getattr(native_library(), function), (*args, instruction_set())
     if _orphan is not None and _orphan[0] == threading.get_ident() and torch.get_num_threads() > 1:
-        return _orphan[1].submit(run, *args, instruction_set()).result()
-    return run(*args, instruction_set())
+        return _orphan[1].submit(lambda: run(*given)).result()
+    return run(*given)
 
 
 def instruction_set() -> int:
