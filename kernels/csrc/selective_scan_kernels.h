@@ -106,7 +106,10 @@ APART void NAME(load_inputs)(NAME(tiles) *t, const scan_args *a, int64_t b, int6
         }
     for (int i = len; i < ROUND_UP(len); i++) t->step[i] = (V){0};
     t->longest = NAME(largest)(t->step, len);
-    for (int i = 0; i < ROUND_UP(len); i++) t->drive[i] = t->step[i] * t->x[i];
+    for (int i = 0; i < ROUND_UP(len); i++) {
+        t->drive[i] = t->step[i] * t->x[i];
+        if (slope) t->step[i] = NAME(plain)(t->step[i]); /* forward every NaN reaches the state through the drive */
+    }
 }
 
 /* One state of a chunk: advances it and adds its share of the output. */
@@ -149,7 +152,7 @@ APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, i
     memset(s->state, 0, sizeof(V) * N * ((d1 - d0 + LANES - 1) / LANES));
     for (int64_t d = d0, block = 0; d < d1; d += LANES, block++) {
         const int lanes = d1 - d < LANES ? (int)(d1 - d) : LANES;
-        NAME(load_rows)(s->rate + block * N, (const T *)a->A + (k * a->dim + d) * N, N, N, lanes, RATE_SCALE);
+        NAME(load_rates)(s->rate + block * N, (const T *)a->A + (k * a->dim + d) * N, N, lanes);
         if (b_const) NAME(load_rows)(s->bvec + block * N, B + (k * a->dim + d) * N, N, N, lanes, 1);
         if (c_const) NAME(load_rows)(s->cvec + block * N, C + (k * a->dim + d) * N, N, N, lanes, 1);
     }
@@ -167,7 +170,7 @@ APART void NAME(forward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, i
             NAME(load_inputs)(t, a, b, k, d, len, lanes, 0);
             V skip = {0};
             if (a->D) NAME(load_rows)(&skip, (const T *)a->D + k * a->dim + d, 1, 1, lanes, 1);
-            for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = t->x[i] * skip;
+            for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = a->D ? t->x[i] * skip : skip; /* x may be infinite */
             const V *rate = s->rate + block * N, *bvec = s->bvec + block * N, *cvec = s->cvec + block * N;
             const int within = t->longest * NAME(largest)(rate, N) < 126;
             for (int64_t n = 0; n < N; n++)
@@ -257,7 +260,7 @@ APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b,
             t->dout[i] = t->dy[i];
             t->dy[i] *= t->gated[i];
         }
-        for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = t->x[i] * skip;
+        for (int i = 0; i < ROUND_UP(len); i++) t->y[i] = a->D ? t->x[i] * skip : skip;
     }
     memset(t->dstep, 0, sizeof(V) * len);
     memset(t->ddrive, 0, sizeof(V) * len);
@@ -273,7 +276,7 @@ APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b,
         dskip += dy * x;
         dbias += dstep;
         t->dstep[i] = dstep;
-        t->ddrive[i] = t->ddrive[i] * t->step[i] + dy * skip;
+        t->ddrive[i] = t->ddrive[i] * t->step[i] + (a->D ? dy * skip : skip);
     }
     s->dskip[block] = dskip;
     s->dbias[block] = dbias;
@@ -360,7 +363,7 @@ APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, 
     for (int64_t d = d0, block = 0; d < d1; d += LANES, block++) {
         const int lanes = d1 - d < LANES ? (int)(d1 - d) : LANES;
         const int64_t channel = k * a->dim + d;
-        NAME(load_rows)(s->rate + block * N, (const T *)a->A + channel * N, N, N, lanes, RATE_SCALE);
+        NAME(load_rates)(s->rate + block * N, (const T *)a->A + channel * N, N, lanes);
         if (b_const) NAME(load_rows)(s->bvec + block * N, B + channel * N, N, N, lanes, 1);
         if (c_const) NAME(load_rows)(s->cvec + block * N, C + channel * N, N, N, lanes, 1);
         if (a->dlast_state)

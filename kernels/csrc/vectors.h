@@ -36,13 +36,16 @@ typedef TI VI __attribute__((vector_size(LANES * sizeof(T))));
 #define EACH for (int j = 0; j < GROUP; j++)
 #define ROUND_UP(n) (((n) + GROUP - 1) / GROUP * GROUP)
 
+/* NaN of any kind becomes the common one, whose low bits are 0: exp2 moves them into the exponent. */
+INLINE V NAME(plain)(V x) { return SELECT(x == x, x, (V){0} + (T)NAN); }
+
 #if IS_FLOAT
-/* 2^x, relative error 2e-7: 0 becomes 2^-126 below -126, infinity from 128 on; NaN stays NaN. `within` promises that no x
- * lies beyond 126, which saves two operations of fourteen. */
+/* 2^x, relative error 2e-7: 0 below -127, subnormal down to there, infinity from 128 on; NaN stays NaN if it is `plain`.
+ * `within` promises that no x lies beyond 126, which saves two operations of fourteen. */
 INLINE void NAME(exp2)(V *x, const int within) {
     const V magic = HOLD(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer kept in the low bits */
     V shifted[GROUP], r[GROUP], p[GROUP], c;
-    if (!within) EACH CLAMP(x[j], -126.0f, 128.0f);
+    if (!within) EACH CLAMP(x[j], -127.0f, 128.0f);
     EACH shifted[j] = x[j] + magic;
     EACH r[j] = shifted[j] - magic;
     EACH r[j] = x[j] - r[j];
@@ -100,7 +103,7 @@ INLINE void NAME(softplus)(V *x) {
     EACH soft[j] = SELECT(x[j] > 0, -x[j], x[j]);
     NAME(natural_exp)(soft);
     NAME(log1p)(soft);
-    EACH soft[j] += SELECT(x[j] > 0, x[j], (V){0});
+    EACH soft[j] += SELECT(x[j] <= 0, (V){0}, x[j]); /* also where x is NaN */
     EACH x[j] = SELECT(x[j] > 20, x[j], soft[j]);
 }
 
@@ -211,6 +214,12 @@ APART void NAME(load_rows)(V *dst, const T *src, int64_t row, int64_t n, int lan
 #endif
     for (int c = 0; c < lanes; c++)
         for (int64_t j = first; j < n; j++) ((T *)&dst[j])[c] = src[c * row + j] * scale;
+}
+
+/* Reads decay rates. */
+APART void NAME(load_rates)(V *dst, const T *src, int64_t n, int lanes) {
+    NAME(load_rows)(dst, src, n, n, lanes, RATE_SCALE);
+    for (int64_t j = 0; j < n; j++) dst[j] = NAME(plain)(dst[j]);
 }
 
 APART void NAME(store_rows)(const V *src, T *dst, int64_t row, int64_t n, int lanes) {

@@ -68,7 +68,7 @@ APART void NAME(finish_steps)(const NAME(task) *t, V *step, V *slope, const void
             EACH x[j] = raw[j];
         }
         if (t->a->delta_softplus) NAME(softplus)(x);
-        EACH step[at + j] = at + j < W ? x[j] : (V){0};
+        EACH step[at + j] = at + j < W ? slope ? NAME(plain)(x[j]) : x[j] : (V){0};
     }
 }
 
@@ -90,8 +90,8 @@ APART void NAME(load_row)(const NAME(task) *t, int64_t i, int64_t r, int backwar
 
 APART void NAME(load_parameters)(const NAME(task) *t) {
     const int64_t N = t->a->state;
-    NAME(load_rows)(t->s->rate_top, (const T *)t->a->A_top + t->d * N, N, N, t->lanes, RATE_SCALE);
-    NAME(load_rows)(t->s->rate_left, (const T *)t->a->A_left + t->d * N, N, N, t->lanes, RATE_SCALE);
+    NAME(load_rates)(t->s->rate_top, (const T *)t->a->A_top + t->d * N, N, t->lanes);
+    NAME(load_rates)(t->s->rate_left, (const T *)t->a->A_left + t->d * N, N, t->lanes);
     for (int64_t j = 0; j < t->a->width; j++) t->s->pixel[j] = t->a->reverse ? t->a->width - 1 - j : j;
 }
 
@@ -156,7 +156,7 @@ APART void NAME(forward_task)(const NAME(task) *t) {
     for (int64_t i = 0; i < a->height; i++) {
         if (a->checkpoints && i % ROWS == 0) NAME(save_checkpoint)(t, i / ROWS);
         NAME(load_row)(t, i, 0, 0);
-        for (int64_t j = 0; j < W; j++) s->y[j] = s->x[j] * skip;
+        for (int64_t j = 0; j < W; j++) s->y[j] = a->D ? s->x[j] * skip : skip; /* x may be infinite */
         for (int64_t n = 0; n < N; n++)
             if (i) NAME(advance)(t, n);
             else NAME(advance_first)(t, n);
@@ -274,7 +274,7 @@ APART void NAME(finish_row)(const NAME(task) *t, int64_t i, int64_t r, V skip, N
         sums->skip += dy * x;
         sums->bias_left += s->dleft[at];
         sums->bias_top += s->dtop[at];
-        s->drive_left[at] = drive_left * s->left[at] + drive_top * s->top[at] + dy * skip;
+        s->drive_left[at] = drive_left * s->left[at] + drive_top * s->top[at] + (t->a->D ? dy * skip : skip);
     }
     NAME(store_map)(t, s->drive_left + r * pitch, t->a->du, t->a->du_stride, i + r);
     NAME(store_map)(t, s->dleft + r * pitch, t->a->ddelta_left, t->a->ddelta_left_stride, i + r);

@@ -7,7 +7,9 @@ import functools
 import math
 import os
 import struct
+import threading
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
 
@@ -138,6 +140,31 @@ def native_library() -> ctypes.CDLL:
     if library is None:
         raise RuntimeError(reason)
     return library
+
+
+_orphan: tuple[int, ThreadPoolExecutor] | None = None
+"""In a child of `fork`: the thread whose team stayed behind in the parent, and another one that calls in its place."""
+
+
+def _remember_orphan() -> None:
+    global _orphan
+    _orphan = threading.get_ident(), ThreadPoolExecutor(1, 'visionssm_kernels')
+
+
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(after_in_child=_remember_orphan)
+
+
+def run_native(function: str, *args: bytes | int) -> int:
+    """Calls a function of the library, `instruction_set` last; returns 0, or 1 if memory ran out.
+
+    After a fork GNU OpenMP would wait for threads that the parent has kept, as it does in PyTorch's own operations. It
+    keeps a team for each thread that calls, so another one does, unless one thread is all that is wanted.
+    """
+    run, given = getattr(native_library(), function), (*args, instruction_set())
+    if _orphan is not None and _orphan[0] == threading.get_ident() and torch.get_num_threads() > 1:
+        return _orphan[1].submit(lambda: run(*given)).result()
+    return run(*given)
 
 
 def instruction_set() -> int:

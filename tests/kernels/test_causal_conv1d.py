@@ -99,6 +99,8 @@ LAYOUTS = {
     'every second position': lambda x: x.repeat_interleave(2, dim=-1)[..., ::2],
     'expanded over the batch': lambda x: x[:1].expand_as(x),
     'expanded over positions': lambda x: x[..., :1].expand_as(x),
+    'expanded over channels': lambda x: x[:, :1].expand_as(x),
+    'every second channel of a channel-last tensor': lambda x: x.mT.repeat_interleave(2, dim=-1)[..., ::2].mT,
 }
 
 

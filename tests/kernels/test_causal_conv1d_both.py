@@ -37,6 +37,17 @@ def test_equals_two_convolutions_in_values_and_gradients(shape, last, activation
         torch.testing.assert_close(torch.autograd.grad(out, inputs, dout), wanted, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize('layout', [
+    lambda x: x[:, :1].expand_as(x), lambda x: x.mT.repeat_interleave(2, dim=-1)[..., ::2].mT,
+    lambda x: x.permute(2, 1, 0).contiguous().permute(2, 1, 0),
+], ids=['expanded over channels', 'every second channel', 'batch innermost'])
+def test_strides_do_not_matter(layout, cpu_backend):
+    x, *filters = (tensor.detach() for tensor in make((2, 6, 11, 4)))
+    with use_backend(cpu_backend):
+        torch.testing.assert_close(causal_conv1d_both(layout(x), *filters, 'silu'),
+                                   causal_conv1d_both(layout(x).contiguous(), *filters, 'silu'), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
 def test_other_dtypes_and_filters_without_bias(dtype, cpu_backend):
     x, weight, _, weight_back, _ = (tensor.detach() for tensor in make((2, 6, 9, 4), torch.float32))

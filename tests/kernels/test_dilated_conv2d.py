@@ -46,6 +46,13 @@ def backend(request) -> str:
     return request.param
 
 
+def test_dilations_far_beyond_the_map_take_no_more_memory_than_its_size(backend):
+    inputs = make_inputs((1, 5, 4, 6, 3), 2)
+    values = outputs_and_gradients(backend, inputs, (1, 2 ** 31))
+    for value, expected in zip(values, outputs_and_gradients('reference', inputs, (1, 6)), strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-12, rtol=0)
+
+
 @pytest.mark.parametrize('case', CASES, ids=case_id)
 def test_reference_is_a_sum_of_convolutions_of_padded_maps(case):
     shape, dilations = case

@@ -1,4 +1,5 @@
-"""The native library: threads, instruction sets, absence, the accuracy of its exponential."""
+"""The native library: threads, forks, instruction sets, absence, accuracy of its exponential, numbers at its ends."""
+import multiprocessing
 import os
 import re
 import textwrap
@@ -102,6 +103,26 @@ def test_gradients_of_matrices_are_exact_however_many_slabs_add_to_them(dim, gro
     assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this platform')
+@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
+def test_a_forked_child_scans_on_many_threads_and_gets_equal_bits(threads):
+    """The maps are so small that PyTorch's own operations stay on one thread, which would hang."""
+    inputs = scan_inputs(1, 48, 40, 3)
+    threads(2)
+    expected = results_and_gradients(scan, inputs)
+
+    def repeat():
+        found = results_and_gradients(scan, inputs)
+        os._exit(int(not all(torch.equal(x, found[name]) for name, x in expected.items())))
+
+    child = multiprocessing.get_context('fork').Process(target=repeat)
+    child.start()
+    child.join(60)
+    if child.is_alive():
+        child.kill()
+    assert child.exitcode == 0
+
+
 @pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)
 def test_instruction_sets_agree(isa, monkeypatch):
     inputs = scan_inputs(2, 40, 130, 6)
@@ -137,6 +158,39 @@ def test_exponential_at_the_ends(exponent, expected):
         y = selective_scan(torch.tensor([[[1.0, 0.0]]]), torch.ones(1, 1, 2), torch.tensor([[exponent]]),
                            torch.ones(1, 1, 2), torch.ones(1, 1, 2))
     assert y[0, 0, 1].item() == pytest.approx(expected, abs=2e-38, rel=1e-4)
+
+
+@pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)
+def test_decays_below_the_range_are_zero_and_not_the_smallest_number(isa, monkeypatch):
+    monkeypatch.setenv('VISIONSSM_NATIVE_ISA', isa)
+    inputs = scan_inputs(1, 20, 9, 3, extras=False)
+    inputs |= {'delta': torch.full((1, 20, 9), 1e30), 'A': -1 - torch.rand(20, 3)}
+    assert not results_and_gradients(lambda **x: selective_scan(**x), inputs, ['A'])['grad_A'].any()
+
+
+@pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)
+@pytest.mark.parametrize('softplus', [True, False])
+@pytest.mark.parametrize('name', ['delta', 'A', 'delta_bias'])
+def test_nan_of_any_kind_spreads_as_in_the_reference(name, softplus, isa, monkeypatch):
+    """All bits set, as in files that mark missing values so; not the NaN that arithmetic makes."""
+    monkeypatch.setenv('VISIONSSM_NATIVE_ISA', isa)
+    inputs = scan_inputs(1, 20, 10, 3) | {'delta': torch.rand(1, 20, 10)}
+    inputs[name].flatten()[inputs[name].numel() // 2:][:1].view(torch.int32).fill_(-1)
+
+    def where_nan(backend):
+        with use_backend(backend):
+            results = results_and_gradients(lambda **x: selective_scan(**x, delta_softplus=softplus), inputs)
+        return {key: x.isnan() for key, x in results.items()}
+
+    found = where_nan('native')
+    assert all(torch.equal(found[key], expected) for key, expected in where_nan('reference').items())
+
+
+def test_infinite_inputs_without_skip_weights_give_infinite_outputs():
+    u = torch.tensor([[[1., torch.inf, 1.]]])
+    with use_backend('native'):
+        y = selective_scan(u, torch.ones(1, 1, 3), -torch.ones(1, 1), torch.ones(1, 1, 3), torch.ones(1, 1, 3))
+    assert y[0, 0, 1:].tolist() == [torch.inf, torch.inf]
 
 
 def test_softplus_is_accurate_from_tiny_to_large():

@@ -2,7 +2,7 @@
 import torch
 
 from .._library import lay_out
-from .._native import Arguments, instruction_set, native_library, threads_for
+from .._native import Arguments, run_native, threads_for
 
 __all__ = ['backward', 'forward', 'forward_into']
 
@@ -20,11 +20,12 @@ def _like(x: torch.Tensor) -> torch.Tensor:
 
 def _run(x: torch.Tensor, weight: torch.Tensor, silu: bool, reverse: bool, **tensors: torch.Tensor | None) -> None:
     """Fill the outputs among `tensors`, which are contiguous but for `out` and `dx` (see `_like`)."""
+    result = tensors.get('out', tensors.get('dx'))
+    if result.stride(2) != 1 and x.stride(1) != 1:  # the library reads in the order that it writes in
+        x = torch.empty_like(result).copy_(x)
     sizes = (*x.shape, weight.shape[1], silu, reverse, threads_for(x.numel()))
-    failed = native_library().visionssm_causal_conv1d(
-        ARGUMENTS.pack(sizes, {'x': x, 'weight': weight, **tensors}), x.dtype == torch.float64, 'dout' in tensors,
-        instruction_set())
-    if failed:
+    if run_native('visionssm_causal_conv1d', ARGUMENTS.pack(sizes, {'x': x, 'weight': weight, **tensors}),
+                  x.dtype == torch.float64, 'dout' in tensors):
         raise MemoryError(f'causal_conv1d: no memory to read x {tuple(x.shape)}; pass it with a stride of 1 along L')
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from .._native import Arguments, instruction_set, native_library, threads_for
+from .._native import Arguments, run_native, threads_for
 
 __all__ = ['backward', 'forward']
 
@@ -25,9 +25,8 @@ def _run(x: torch.Tensor, weight: torch.Tensor, dilations: Sequence[int], **tens
     threads = threads_for(x.numel() * weight[:, 0].numel())
     sizes = (*x.shape, len(dilations), side, max(dilations) * (side // 2), threads)
     tensors |= {'x': x, 'weight': weight, 'dilations': _table(tuple(dilations))}
-    failed = native_library().visionssm_dilated_conv2d(
-        ARGUMENTS.pack(sizes, tensors), x.dtype == torch.float64, 'dout' in tensors, instruction_set())
-    if failed:
+    if run_native('visionssm_dilated_conv2d', ARGUMENTS.pack(sizes, tensors), x.dtype == torch.float64,
+                  'dout' in tensors):
         raise MemoryError(f'dilated_conv2d: no memory to copy rows of x {tuple(x.shape)}')
 
 

@@ -41,11 +41,17 @@ def _canonical(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, tor
     return x.to(dtype), weight.to(dtype).contiguous()
 
 
+def _within(x: torch.Tensor, dilations: Sequence[int]) -> list[int]:
+    """Dilations that do the same and reach no further than the map is large: from there on taps read its edges."""
+    reach = max(x.shape[2:])
+    return [min(dilation, reach) for dilation in dilations]
+
+
 def _kernel(x: torch.Tensor, weight: torch.Tensor, dilations: Sequence[int]) -> torch.Tensor:
     _check(x, weight, dilations)
     if x.numel() == 0:
         return _empty(x)
-    out = select_backend(_OP, x.device).forward(*_canonical(x, weight), dilations)
+    out = select_backend(_OP, x.device).forward(*_canonical(x, weight), _within(x, dilations))
     _, dim, height, width = x.shape
     # also along axes of size one, where views may have others: graphs trust what the fake promises
     promised = out.dtype == x.dtype and out.stride() == (dim * height * width, 1, dim * width, dim)
@@ -67,8 +73,9 @@ def _backward_kernel(
     if x.numel() == 0:
         return zero_gradients(inputs)
     canonical = _canonical(x, weight)
+    backend = select_backend(_OP, x.device)
     return pack_gradients(
-        inputs, select_backend(_OP, x.device).backward(dout.to(canonical[0].dtype), *canonical, dilations))
+        inputs, backend.backward(dout.to(canonical[0].dtype), *canonical, _within(x, dilations)))
 
 
 def _backward_fake(dout: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:

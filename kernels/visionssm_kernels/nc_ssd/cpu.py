@@ -5,7 +5,7 @@ least width that the library has for double.
 """
 import torch
 
-from .._native import Arguments, instruction_set, native_library, threads_for
+from .._native import Arguments, run_native, threads_for
 from . import chunked
 
 __all__ = ['backward', 'forward']
@@ -28,7 +28,7 @@ def _run(positive: bool, tensors: dict[str, torch.Tensor | None]) -> None:
             tensors[name] = x if x.stride(3) == 1 else x.contiguous()
     x, state = tensors['x'], tensors['B'].shape[3]
     sizes = (*x.shape, tensors['B'].shape[2], state, positive, threads_for(x.numel() * state))
-    if native_library().visionssm_nc_ssd(ARGUMENTS.pack(sizes, tensors), 'dout' in tensors, instruction_set()):
+    if run_native('visionssm_nc_ssd', ARGUMENTS.pack(sizes, tensors), 'dout' in tensors):
         raise MemoryError(f'nc_ssd: no memory for the sums of x {tuple(x.shape)}')
 
 

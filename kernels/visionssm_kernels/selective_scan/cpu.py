@@ -4,7 +4,7 @@ import math
 import torch
 
 from .._dispatch import CHUNK, accumulation_dtype, empty_map
-from .._native import Arguments, cut_channels, instruction_set, native_library
+from .._native import Arguments, cut_channels, run_native
 
 _MAPS = ('u', 'delta', 'z', 'dout', 'out', 'du', 'ddelta', 'dz')
 ARGUMENTS = Arguments(
@@ -56,10 +56,8 @@ class _Call:
 
     def run(self, backward: bool, **results: torch.Tensor | None) -> None:
         """Runs the library on outputs and what they are computed from."""
-        failed = native_library().visionssm_selective_scan(
-            ARGUMENTS.pack(self.sizes, self.tensors | results, self.shared), self.dtype == torch.float64, backward,
-            instruction_set())
-        if failed:
+        if run_native('visionssm_selective_scan', ARGUMENTS.pack(self.sizes, self.tensors | results, self.shared),
+                      self.dtype == torch.float64, backward):
             raise MemoryError('selective_scan: no memory for the scratch space of the native kernels')
 
 

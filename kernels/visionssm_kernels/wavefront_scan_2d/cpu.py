@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from .._dispatch import accumulation_dtype
-from .._native import Arguments, cut_channels, instruction_set, native_library
+from .._native import Arguments, cut_channels, run_native
 from .reference import ROWS
 
 _INPUTS = ('u', 'delta_top', 'delta_left', 'A_top', 'A_left', 'B_top', 'B_left', 'C', 'D', 'bias_top', 'bias_left')
@@ -40,8 +40,8 @@ def _run(
     u = inputs['u']
     sizes = (u.shape[0], u.shape[1], inputs['A_top'].shape[1], *u.shape[2:], delta_softplus, reverse,
              torch.get_num_threads(), *cut_channels(u.shape[0], 1, u.shape[1]))
-    if native_library().visionssm_wavefront_scan(
-            ARGUMENTS.pack(sizes, {**inputs, **others}), u.dtype == torch.float64, backward, instruction_set()):
+    if run_native('visionssm_wavefront_scan', ARGUMENTS.pack(sizes, {**inputs, **others}), u.dtype == torch.float64,
+                  backward):
         raise MemoryError('wavefront_scan_2d: no memory for the scratch space of the native kernels')
 
 
