@@ -8,6 +8,7 @@
  * which to use, so one build runs everywhere.
  */
 #include <math.h>
+#include <sched.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,16 @@ __attribute__((unused)) static void restore_denormals(unsigned mode) { (void)mod
  * larger one, ours or PyTorch's, has to start them again, which takes longer than many a call. */
 __attribute__((unused)) static int team(int64_t threads, int64_t tasks) { return tasks > 1 ? (int)threads : 1; }
 
+/* Waits until a counter of another thread is beyond a number. */
+__attribute__((unused)) static void wait_beyond(const int64_t *counter, int64_t number) {
+    for (int looks = 0; __atomic_load_n(counter, __ATOMIC_ACQUIRE) <= number; looks++) {
+        if (looks > 200) sched_yield();
+#if defined(__x86_64__)
+        else _mm_pause();
+#endif
+    }
+}
+
 #if defined(__x86_64__)
 /* Turns a square of 8 x 8 numbers over: row i of `dst` is column i of `src`. */
 __attribute__((target("avx2,fma"), unused))
@@ -65,6 +76,24 @@ static inline void transpose8(float *dst, int64_t dst_stride, const float *src, 
     }
 }
 #define TRANSPOSE transpose8
+
+/* Adds up each of 8 rows of 8 or 16 numbers: halves, then halves of that, and so on. */
+__attribute__((target("avx2,fma"), always_inline, unused))
+static inline void sum_rows8(float *dst, const float *src, int64_t src_stride, int lanes) {
+    __m256 row[8], four[4], two[2];
+    for (int i = 0; i < 8; i++) {
+        row[i] = _mm256_loadu_ps(src + i * src_stride);
+        if (lanes == 16) row[i] = _mm256_add_ps(row[i], _mm256_loadu_ps(src + i * src_stride + 8));
+    }
+    for (int i = 0; i < 4; i++)
+        four[i] = _mm256_add_ps(_mm256_permute2f128_ps(row[i], row[i + 4], 0x20),
+                                _mm256_permute2f128_ps(row[i], row[i + 4], 0x31));
+    for (int i = 0; i < 2; i++)
+        two[i] = _mm256_add_ps(_mm256_unpacklo_ps(four[2 * i], four[2 * i + 1]),
+                               _mm256_unpackhi_ps(four[2 * i], four[2 * i + 1]));
+    _mm256_storeu_ps(dst, _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x44), _mm256_shuffle_ps(two[0], two[1], 0xee)));
+}
+#define SUM_ROWS sum_rows8
 #endif
 
 #define T float

@@ -5,7 +5,7 @@
 #define KERNELS "selective_scan_kernels.h"
 #include "instances.h"
 
-EXPORT int visionssm_abi(void) { return 5; }
+EXPORT int visionssm_abi(void) { return 6; }
 
 EXPORT const char *visionssm_isa(void) {
     static const char *const names[] = {"base", "avx2", "avx512"};

@@ -28,6 +28,7 @@ typedef struct {
     V *dskip, *dbias;                          /* [blocks] */
     T *brow, *crow;                            /* [N][CHUNK] */
     char *lent;                                /* copies of maps, NULL where no task takes any */
+    int64_t *done, turn;                       /* chunks that the task has added to dB and dC, for others and for itself */
 } NAME(scratch);
 
 APART void NAME(fill_pixels)(NAME(tiles) *t, const scan_args *a, int64_t k, int64_t start, int len) {
@@ -285,10 +286,50 @@ APART void NAME(backward_block)(const scan_args *a, NAME(scratch) *s, int64_t b,
     NAME(store_map)(t, t->ddrive, a->du, a->du_stride, b, k, d, len, lanes, a->shared_u && k);
 }
 
-/* Writes the lane sums of dB or dC of a chunk: rows of L, one a state. */
-APART void NAME(store_matrix)(const V *sum, T *dst, int64_t length, const int64_t *pixel, int len, int64_t n) {
-    for (int64_t j = 0; j < n; j++)
-        for (int i = 0; i < len; i++) dst[j * length + pixel[i]] = NAME(sum_lanes)(sum[j * PITCH + i]);
+/* Writes the lane sums of a chunk of dB or dC (stride sn along its n states), or adds them. */
+APART void NAME(store_matrix)(const V *sum, T *dst, int64_t n, int64_t sn, int64_t sl, NAME(place) at, int add) {
+    int64_t state = 0;
+#if BLOCK
+    if (sn == 1)
+        for (; state + BLOCK <= n; state += BLOCK)
+            for (int i = 0; i < at.len; i++) {
+                T sums[BLOCK], *to = dst + state + at.pixel[i] * sl;
+                SUM_ROWS(sums, (const T *)(sum + state * PITCH + i), PITCH * LANES, LANES);
+                for (int j = 0; j < BLOCK; j++) to[j] = add ? to[j] + sums[j] : sums[j];
+            }
+#endif
+    for (int64_t j = state; j < n; j++) {
+        T *row = dst + j * sn, sums[CHUNK];
+        int first = 0;
+#if BLOCK
+        for (; first + BLOCK <= at.len; first += BLOCK)
+            SUM_ROWS(sums + first, (const T *)(sum + j * PITCH + first), LANES, LANES);
+#endif
+        for (int i = first; i < at.len; i++) sums[i] = NAME(sum_lanes)(sum[j * PITCH + i]);
+        if (add && at.run == 1 && sl == 1) for (int i = 0; i < at.len; i++) row[at.pixel[0] + i] += sums[i];
+        else if (add) for (int i = 0; i < at.len; i++) row[at.pixel[i] * sl] += sums[i];
+        else for (int i = 0; i < at.len; i++) row[at.pixel[i] * sl] = sums[i];
+    }
+}
+
+/* The sums of a group to which a slab adds. Slabs take turns, so that none needs memory of its own, and add chunk by chunk in
+ * the order of their numbers, so that results do not depend on threads. */
+typedef struct {
+    T *sum;
+    const int64_t *stride, *before; /* before: what the slab before has added, NULL for the first */
+} NAME(sums);
+
+/* `share`: common groups in a group of the matrix. */
+INLINE NAME(sums) NAME(sums_of)(void *even, void *odd, const int64_t *stride, const int64_t *done, int64_t b, int64_t k,
+                                int64_t g, int64_t share, int64_t number) {
+    T *sum = number % VISIONSSM_SUMS ? odd : even;
+    return (NAME(sums)){sum + b * stride[0] + k * stride[1] + g / share * stride[2], stride,
+                        number < VISIONSSM_SUMS ? NULL : done - VISIONSSM_SUMS};
+}
+
+INLINE void NAME(add_sums)(NAME(sums) to, const NAME(scratch) *s, const V *sum, int64_t n, int len) {
+    if (to.before) wait_beyond(to.before, s->turn);
+    NAME(store_matrix)(sum, to.sum, n, to.stride[3], to.stride[4], NAME(place_of)(s->tiles, len, 0), to.before != NULL);
 }
 
 APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, int64_t k, int64_t g, int64_t slab,
@@ -298,16 +339,16 @@ APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, 
     const int64_t blocks = (d1 - d0 + LANES - 1) / LANES;
     NAME(tiles) *t = s->tiles;
     const T *B = a->B, *C = a->C;
-    T *dB = a->dB, *dC = a->dC;
+    NAME(sums) dB = {0}, dC = {0};
     if (!b_const) {
-        const int64_t share = a->groups / a->b_groups;
+        const int64_t share = a->groups / a->b_groups, number = g % share * a->slabs + slab;
         B += b * a->b_stride[0] + k * a->b_stride[1] + g / share * a->b_stride[2];
-        dB += ((bk * a->b_groups + g / share) * share * a->slabs + g % share * a->slabs + slab) * N * L;
+        dB = NAME(sums_of)(a->dB, a->dB_odd, a->db_stride, s->done, b, k, g, share, number);
     }
     if (!c_const) {
-        const int64_t share = a->groups / a->c_groups;
+        const int64_t share = a->groups / a->c_groups, number = g % share * a->slabs + slab;
         C += b * a->c_stride[0] + k * a->c_stride[1] + g / share * a->c_stride[2];
-        dC += ((bk * a->c_groups + g / share) * share * a->slabs + g % share * a->slabs + slab) * N * L;
+        dC = NAME(sums_of)(a->dC, a->dC_odd, a->dc_stride, s->done, b, k, g, share, number);
     }
     const size_t rows = sizeof(V) * N * blocks;
     memset(s->drate, 0, rows);
@@ -334,15 +375,16 @@ APART void NAME(backward_slab)(const scan_args *a, NAME(scratch) *s, int64_t b, 
         memset(s->dc, 0, sizeof(V) * N * PITCH);
         for (int64_t d = d0, block = 0; d < d1; d += LANES, block++)
             NAME(backward_block)(a, s, b, k, d, block, chunk, len, d1 - d < LANES ? (int)(d1 - d) : LANES);
-        if (!b_const) NAME(store_matrix)(s->db, dB, L, t->pixel, len, N);
-        if (!c_const) NAME(store_matrix)(s->dc, dC, L, t->pixel, len, N);
+        if (!b_const) NAME(add_sums)(dB, s, s->db, N, len);
+        if (!c_const) NAME(add_sums)(dC, s, s->dc, N, len);
+        __atomic_store_n(s->done, ++s->turn, __ATOMIC_RELEASE);
     }
     for (int64_t d = d0, block = 0; d < d1; d += LANES, block++) {
         const int lanes = d1 - d < LANES ? (int)(d1 - d) : LANES;
         const int64_t row = bk * a->dim + d;
         NAME(store_rows)(s->drate + block * N, (T *)a->dA + row * N, N, N, lanes);
-        if (b_const) NAME(store_rows)(s->db_sum + block * N, dB + row * N, N, N, lanes);
-        if (c_const) NAME(store_rows)(s->dc_sum + block * N, dC + row * N, N, N, lanes);
+        if (b_const) NAME(store_rows)(s->db_sum + block * N, (T *)a->dB + row * N, N, N, lanes);
+        if (c_const) NAME(store_rows)(s->dc_sum + block * N, (T *)a->dC + row * N, N, N, lanes);
         if (a->D) NAME(store_rows)(s->dskip + block, (T *)a->dD + row, 1, 1, lanes);
         if (a->delta_bias) NAME(store_rows)(s->dbias + block, (T *)a->ddelta_bias + row, 1, 1, lanes);
     }
@@ -488,14 +530,16 @@ static size_t NAME(layout)(const scan_args *a, size_t lent, NAME(scratch) *s, ch
     return (size_t)(p - base);
 }
 
-/* Runs all tasks on the given number of threads; returns 0, or 1 if memory ran out. Tasks never share an output, and their
- * cut depends on shapes alone, so results do not depend on the number of threads. */
+/* Runs all tasks on the given number of threads; returns 0, or 1 if memory ran out. Tasks share no output but the sums for
+ * B and C, to which they add in a fixed order, and their cut depends on shapes alone, so results do not depend on the number of
+ * threads. Those who wait for others never wait for long or for good: these were handed out before them. */
 static int NAME(run)(const scan_args *a, int backward) {
     /* routes that add into one map run one after the other */
     const int64_t parallel_routes = (backward ? a->shared_u : a->merge) ? 1 : a->routes;
     const int64_t tasks = a->batch * parallel_routes * a->groups * a->slabs;
     const size_t lent = NAME(lent_size)(a, backward), size = NAME(layout)(a, lent, NULL, NULL);
-    int64_t next = 0;
+    int64_t next = 0, *done = calloc(tasks, sizeof(int64_t));
+    if (!done) return 1;
     /* a shared counter instead of `omp for`: no barrier but the last, and a thread without memory just takes no task */
 #pragma omp parallel num_threads(team(a->threads, tasks))
     {
@@ -511,12 +555,14 @@ static int NAME(run)(const scan_args *a, int backward) {
                 if (task >= tasks) break;
                 const int64_t slab = task % a->slabs, g = task / a->slabs % a->groups, bk = task / a->slabs / a->groups;
                 const int64_t k = parallel_routes == a->routes ? bk % parallel_routes : -1;
+                s.done = done + task, s.turn = 0;
                 NAME(task)(a, &s, backward, bk / parallel_routes, k, g, slab);
             }
             restore_denormals(mode);
         }
         free(memory);
     }
+    free(done);
     return next < tasks;
 }
 

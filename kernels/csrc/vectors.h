@@ -3,7 +3,8 @@
  * Needs: T, TI (integer of its size), LANES (T in a register), IS_FLOAT, TARGET (function attribute), NAME(x) (a distinct
  * name for x), FMA(a, b, c), a * b + c rounded once where the processor can, and for floats CLAMP, SPLAT(x), and
  * HOLD(x), a SPLAT that is read into a register once instead of by every operation that uses it. BLOCK (0 for none): side
- * of the squares that TRANSPOSE(dst, dst_stride, src, src_stride) turns over. Lanes are channels; a tile is a row of
+ * of the squares that TRANSPOSE(dst, dst_stride, src, src_stride) turns over, and rows of LANES that SUM_ROWS(dst, src,
+ * src_stride, LANES) adds up, each in the order of NAME(sum_lanes). Lanes are channels; a tile is a row of
  * vectors, one a pixel.
  */
 #undef INLINE

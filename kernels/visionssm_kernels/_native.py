@@ -15,7 +15,7 @@ import torch
 
 from ._dispatch import environment_switch
 
-ABI = 5
+ABI = 6
 ENV_NATIVE = 'VISIONSSM_NATIVE'
 LIBRARY = Path(__file__).with_name('libvisionssm_native.so')
 INSTRUCTION_SETS = ('base', 'avx2', 'avx512')

@@ -29,11 +29,11 @@ def threads():
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize('groups', [1, 2])
+@pytest.mark.parametrize('groups', [(1, 1), (2, 2), (1, 2), (4, 1), (1, 0)], ids=str)
 def test_results_do_not_depend_on_the_number_of_threads(groups, threads):
-    inputs = scan_inputs(2, 200, 150, 5, groups, groups)
+    inputs = scan_inputs(2, 200, 150, 9, *groups)
     results = []
-    for count in (1, 2, 3):
+    for count in (1, 2, 3, 16):
         threads(count)
         results.append(results_and_gradients(scan, inputs))
     for other in results[1:]:
@@ -77,14 +77,29 @@ def test_repeated_calls_give_equal_bits():
 
 def test_2d_results_do_not_depend_on_the_number_of_threads(threads):
     make = torch.randn
-    inputs = {'u': make(1, 40, 9, 8), 'delta': make(1, 4, 40, 9, 8), 'A': -torch.rand(160, 2), 'B': make(1, 4, 2, 9, 8),
-              'C': make(1, 4, 2, 9, 8)}
+    inputs = {'u': make(1, 100, 9, 8), 'delta': make(1, 4, 100, 9, 8), 'A': -torch.rand(400, 2),
+              'B': make(1, 4, 2, 9, 8), 'C': make(1, 4, 2, 9, 8)}
     results = []
-    for count in (1, 2):
+    for count in (1, 2, 16):
         threads(count)
         with use_backend('native'):
             results.append(results_and_gradients(selective_scan_2d, inputs | {'delta': inputs['delta'].abs()}))
-    assert all(torch.equal(x, results[1][name]) for name, x in results[0].items())
+    for other in results[1:]:
+        assert all(torch.equal(x, other[name]) for name, x in results[0].items())
+
+
+@pytest.mark.parametrize(('dim', 'groups'), [(16, 1), (100, 1), (400, 1), (200, 4)])
+def test_gradients_of_matrices_are_exact_however_many_slabs_add_to_them(dim, groups):
+    inputs = scan_inputs(1, dim, 70, 11, groups, 2 * groups, extras=False)
+    wide = {name: x.double() for name, x in inputs.items()}
+    with use_backend('reference'):
+        expected = results_and_gradients(selective_scan, wide)
+    with use_backend('native'):
+        found = [results_and_gradients(selective_scan, {
+            name: x.mT.contiguous().mT if innermost and x.ndim > 2 else x for name, x in inputs.items()})
+            for innermost in (False, True)]
+    assert_same_results(found[0], expected, 1e-5, 1e-5)
+    assert all(torch.equal(x, found[1][name]) for name, x in found[0].items())
 
 
 @pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)

@@ -13,6 +13,7 @@ from PIL import Image
 
 import visionssm_kernels
 from visionssm_kernels import _dispatch
+from visionssm_kernels._native import native_why_not
 from visionssm_kernels._testing import relative_rms
 
 SHAPES = {'selective_scan': (2, 4, 7, 3), 'selective_scan_2d': (2, 3, 3, 5, 2), 'wavefront_scan_2d': (1, 3, 4, 3, 2),
@@ -185,6 +186,13 @@ def test_memory_is_that_of_tensors(cases, monkeypatch):
     rows = cases.measure(settings('selective_scan_2d', ['cross-scan', 'chunked'], 'forward', **shape), OPTIONS)
     # a copy of the map for each route, and what each route returns
     assert 8 * 64 * 32 * 32 * 4 < rows[0]['peak_memory'] < 40 * 64 * 32 * 32 * 4
+
+
+@pytest.mark.skipif(bool(native_why_not('cpu')), reason='the native library is not built')
+def test_the_native_scan_of_a_map_takes_half_the_memory_of_the_cross_scan(cases):
+    asked = settings('selective_scan_2d', ['native', 'cross-scan'], shape=[1, 128, 16, 16, 16], memory=True)
+    native, pipeline = (row['peak_memory'] for row in cases.measure(asked, OPTIONS))
+    assert native <= pipeline / 2, 'the limit at a size where the sums for B and C are a large part'
 
 
 def test_a_time_limit_ends_what_it_holds_and_nothing_later(peers):

@@ -11,9 +11,9 @@ ARGUMENTS = Arguments(
     ('batch', 'routes', 'dim', 'state', 'length', 'groups', 'b_groups', 'c_groups', 'slab', 'slabs', 'delta_softplus',
      'reverse', 'merge', 'shared_u', 'threads'),
     ('u', 'delta', 'A', 'B', 'C', 'D', 'z', 'delta_bias', 'index'),
-    {**{name: (name, 4) for name in _MAPS}, 'b': ('B', 5), 'c': ('C', 5)},
+    {**{name: (name, 4) for name in _MAPS}, **{name.lower(): (name, 5) for name in ('B', 'C', 'dB', 'dC')}},
     ('out', 'last_state', 'checkpoints', 'dout', 'dlast_state', 'du', 'ddelta', 'dz', 'dA', 'dD', 'ddelta_bias', 'dB',
-     'dC'))
+     'dC', 'dB_odd', 'dC_odd'))
 """`scan_args` in kernels/csrc/selective_scan.h."""
 
 Tensors = dict[str, torch.Tensor | None]
@@ -40,7 +40,7 @@ class _Call:
         self.state = tensors['A'].shape[-1]
         b_groups, c_groups = _groups(B), _groups(C)
         self.groups = math.lcm(b_groups or 1, c_groups or 1)
-        # in the backward pass every slab keeps sums of its own for the gradients of B and C
+        # in the backward pass every slab reads and adds up the gradients of B and C
         tasks = 8 if 'dout' in tensors else 16
         slab, self.slabs = cut_channels(self.batch, self.groups, self.dim // self.groups, tasks)
         shared_u = tensors['u'].shape[1] < self.routes
@@ -107,23 +107,26 @@ def backward(
     """Gradients of the scan; see `visionssm_kernels._dispatch`."""
     call = _Call(accumulation_dtype(u), delta_softplus, reverse, merge, dict(
         u=u, delta=delta, A=A, B=B, C=C, D=D, z=z, delta_bias=delta_bias, index=index, dout=dout))
-    batch, routes, dim, length, state = call.batch, call.routes, call.dim, call.length, call.state
+    batch, routes, dim, state = call.batch, call.routes, call.dim, call.state
 
-    def matrix(groups: int) -> torch.Tensor:
-        if groups == 0:
-            return call.empty(batch, routes, dim, state)
-        return call.empty(batch, routes, groups, call.groups // groups * call.slabs, state, length)
+    def matrix(x: torch.Tensor) -> torch.Tensor:
+        return call.empty(batch, routes, dim, state) if x.ndim == 3 else torch.empty_like(x, dtype=call.dtype)
 
     grads = dict(
         du=torch.empty_like(u, dtype=call.dtype), ddelta=torch.empty_like(delta, dtype=call.dtype),
-        dA=call.empty(batch, routes, dim, state), dB=matrix(_groups(B)), dC=matrix(_groups(C)),
+        dA=call.empty(batch, routes, dim, state), dB=matrix(B), dC=matrix(C),
         dD=None if D is None else call.empty(batch, routes, dim),
         dz=None if z is None else torch.empty_like(z, dtype=call.dtype),
         ddelta_bias=None if delta_bias is None else call.empty(batch, routes, dim))
     dlast_state = None if dlast_state is None else dlast_state.contiguous()
-    call.run(True, dlast_state=dlast_state, checkpoints=checkpoints, **grads)
-    for name, x in (('dB', B), ('dC', C)):
-        grads[name] = grads[name].sum(0) if x.ndim == 3 else grads[name].sum(3)
-    for name in ('dA', 'dD', 'ddelta_bias'):
-        grads[name] = None if grads[name] is None else grads[name].sum(0)
+    odd = {name: matrix(x) for name, x in (('dB', B), ('dC', C))
+           if x.ndim > 3 and (call.slabs > 1 or call.groups > x.shape[2])}
+    call.run(True, dlast_state=dlast_state, checkpoints=checkpoints, dB_odd=odd.get('dB'), dC_odd=odd.get('dC'),
+             **grads)
+    for name in list(odd):
+        grads[name] += odd.pop(name)  # no name keeps it: its memory serves what follows
+    constant = [name for name, x in (('dB', B), ('dC', C)) if x.ndim == 3]
+    for name in ('dA', 'dD', 'ddelta_bias', *constant):
+        x = grads[name]
+        grads[name] = x if x is None else x.sum(0) if batch > 1 else x.squeeze(0)
     return tuple(grads[name] for name in ('du', 'ddelta', 'dA', 'dB', 'dC', 'dD', 'dz', 'ddelta_bias'))
