@@ -42,6 +42,21 @@ def test_a_broken_connection_is_taken_up_where_it_ended(server, target: Path):
     assert {headers['If-Range'] for headers in server.asked('w.pth')[1:]} == {'"one"'}
 
 
+def test_other_bytes_than_those_that_were_asked_for_are_refused(server, target: Path):
+    def send_others(handler, content: bytes) -> None:
+        handler.send_response(206)
+        handler.send_header('Content-Range', f'bytes 10-{len(content) - 1}/{len(content)}')
+        handler.send_header('Content-Length', str(len(content) - 10))
+        handler.end_headers()
+        handler.wfile.write(content[10:])
+
+    server.files['w.pth'] = CONTENT
+    server.faults['w.pth'] = [server.break_after(30_000), send_others]
+    with pytest.raises(DownloadError, match='asked for the bytes from 30000 on and sent others'):
+        get(server, target)
+    assert not target.exists()
+
+
 def test_breaks_do_not_add_up_while_bytes_come(server, target: Path):
     server.files['w.pth'] = CONTENT
     server.faults['w.pth'] = [server.break_after(10_000) for _ in range(9)]

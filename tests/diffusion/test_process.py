@@ -102,7 +102,8 @@ def test_the_bound_is_a_divergence_at_last_a_likelihood_and_teaches_the_variance
     x, noise = (torch.randn(3, 1, 4, 4, dtype=torch.float64) for _ in range(2))
     x, t = x.tanh() * 0.9, torch.tensor([0, 3, 7])
     output = torch.cat([noise + 0.1 * torch.randn_like(noise), torch.randn_like(noise).tanh()], 1).requires_grad_()
-    noisy = process.q_sample(x, t, noise)
+    noisy, a = process.q_sample(x, t, noise), process.alphas_cumprod[t].view(-1, 1, 1, 1)
+    torch.testing.assert_close(noisy, a.sqrt() * x + (1 - a).sqrt() * noise, rtol=0, atol=1e-12)
     true, model = (Normal(found.mean, (found.log_variance / 2).exp().expand_as(x)) for found in (
         process.q_posterior(x, noisy, t), process.p_posterior(output, noisy, t)))
     likelihood = (model.cdf(x + 1 / 255) - model.cdf(x - 1 / 255)).log()

@@ -30,6 +30,11 @@ def test_groups_equal_those_of_timm(decay):
     assert all(ours[key] == pytest.approx(theirs[key]) for key in ours)
 
 
+def test_rates_of_the_first_layers_do_not_fall_below_their_floor():
+    groups = build(paramwise=dict(layer_decay=0.1, min_lr_scale=0.05))[1].optimizer.param_groups
+    assert {round(group['lr_scale'], 9) for group in groups} == {0.05, 0.1, 1.0}
+
+
 def test_custom_keys_scale_rate_and_decay():
     model, wrapper = build(paramwise=dict(custom_keys={'head.*': dict(lr_mult=10, decay_mult=0.5)}))
     assert by_parameter(wrapper.optimizer.param_groups)[id(model.model.head.weight)] == pytest.approx((1e-2, 0.025))

@@ -49,9 +49,6 @@ class ReceptiveField:
         columns = (torch.arange(width) + 0.5 - self.centre[1]).abs()
         distance, order = torch.maximum(rows[:, None], columns).flatten().sort()
         held = self.gradient.flatten()[order].cumsum(0)
-        # pixels at the same distance belong to the square together
-        ends = torch.cat([distance.diff() > 0, torch.tensor([True])])
-        held, distance = held[ends], distance[ends]
         at = [int((held >= share * held[-1] * (1 - 1e-12)).nonzero()[0]) for share in shares]
         return {share: round(2 * float(distance[i]) + 1) for share, i in zip(shares, at)}
 

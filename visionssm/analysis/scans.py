@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from visionssm.layers import BiMamba
 from visionssm.layers.pos_embed import insert_class_tokens
 from visionssm.layers.routed_ssm import CascadeSSM
 from visionssm.models.spatial_mamba import FusedStateSSM
@@ -156,7 +155,7 @@ class _Recorder(TorchFunctionMode):
             if inner.calls == 1:
                 return 'rows', (height, width), pixels
             return 'columns', (height, width), pixels.view(height, width).t().flatten()
-        if op in MAP_OPS and not isinstance(inner.module, BiMamba):  # which hands a sequence over as a map of one row
+        if op in MAP_OPS:
             height, width = u.shape[-2:]
             return 'map', (height, width), torch.arange(height * width)
         length = u.shape[1] if op in ('ssd', 'nc_ssd') else u.shape[-1]

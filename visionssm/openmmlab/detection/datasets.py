@@ -297,21 +297,20 @@ class CocoDataset(_CocoDataset):
         if self.backend_args is not None or '://' in prefix:
             return
         present: dict[str, set[str]] = {}
-        lost = []
+        lost: dict[Any, str] = {}
         for image in content['images']:
-            folder, file = os.path.split(os.path.join(prefix, image['file_name']))
+            path = os.path.join(prefix, image['file_name'])
+            folder, file = os.path.split(path)
             if folder not in present:
                 present[folder] = set(os.listdir(folder or '.')) if os.path.isdir(folder or '.') else set()
             if file not in present[folder]:
-                lost.append(os.path.join(folder, file))
+                lost[image['id']] = path
         if not lost:
             return
         total = len(content['images'])
-        message = f'{len(lost)} of the {total} images of {self.ann_file} do not exist: {_first(lost)}'
+        message = f'{len(lost)} of the {total} images of {self.ann_file} do not exist: {_first(lost.values())}'
         if self.missing == 'error' or len(lost) == total:
             raise FileNotFoundError(f"{message}. Check data_prefix=dict(img={prefix!r}), complete the download, or "
                                     "give missing='skip' to go on without them")
         logger.warning('%s; they are left out', message)
-        gone = set(lost)
-        content['images'] = [image for image in content['images']
-                             if os.path.join(prefix, image['file_name']) not in gone]
+        content['images'] = [image for image in content['images'] if image['id'] not in lost]
