@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import sys
+import threading
 import types
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from visionssm.checkpoints import CheckpointError, check_fit, load_state_dict, read_checkpoint, save_safetensors, unwrap
+from visionssm.checkpoints.load import safe_settings
 
 
 @pytest.fixture
@@ -186,3 +188,23 @@ def test_written_file_follows_the_umask(tmp_path: Path, weights):
     finally:
         os.umask(old)
     assert path.stat().st_mode & 0o777 == 0o640
+
+
+def test_threads_do_not_take_from_each_other_what_their_files_may_name(tmp_path: Path, weights, monkeypatch):
+    torch.save({'model': weights, 'args': argparse.Namespace(lr=1e-3)}, tmp_path / 'c.pth')
+    reads, goes_on, found = threading.Event(), threading.Event(), []
+    load = torch.load
+
+    def wait_and_load(*args, **kwargs):
+        reads.set()
+        goes_on.wait(10)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, 'load', wait_and_load)
+    other = threading.Thread(target=lambda: found.append(load_state_dict(tmp_path / 'c.pth')))
+    with safe_settings():
+        other.start()
+        reads.wait(0.2)  # in vain, where one waits for the other
+    goes_on.set()
+    other.join()
+    assert_same(found[0], weights)

@@ -7,6 +7,7 @@ either changes, and also where it is damaged.
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from visionssm.utils.files import atomic_write
 from .catalogue import Entry
 from .download import Cached, cache_root, fetch, look_up
 from .load import CheckpointError, load_state_dict, save_safetensors
+from .training import mmengine_values
 from .transfer import hash_file
 from .ultralytics import read_ultralytics
 
@@ -39,7 +41,9 @@ def read_entry(entry: Entry, path: str | os.PathLike) -> dict[str, torch.Tensor]
     """
     if entry.reader == 'ultralytics':
         return read_ultralytics(path)['state_dict']
-    state_dict = load_state_dict(path, ema=entry.ema or None)
+    # detectors and segmenters come from trainings of OpenMMLab
+    with mmengine_values() if entry.config else nullcontext():
+        state_dict = load_state_dict(path, ema=entry.ema or None)
     return {key: value for key, value in state_dict.items() if isinstance(value, torch.Tensor)}
 
 

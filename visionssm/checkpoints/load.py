@@ -12,10 +12,11 @@ import os
 import pickle
 import re
 import struct
+import threading
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ _EMA_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'params_ema')
 _WRAPPER_PREFIXES = ('module.', '_orig_mod.')
 # what averaged models of MMEngine and of torch count beside the weights
 _AVERAGE_COUNTERS = ('steps', 'n_averaged')
+_READING = threading.RLock()
 # What the unpickler stumbles over in bytes that are no checkpoint, depending on where they stop making sense.
 _DAMAGE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, RuntimeError, TypeError, ValueError,
            struct.error, zipfile.BadZipFile)
@@ -71,9 +73,20 @@ def safe_settings() -> AbstractContextManager:
     What somebody has allowed under the same name before stays what it is.
     """
     ours = [argparse.Namespace, (OrderedDict, 'yacs.config.CfgNode'), (_Kind, 'numpy.dtype')]
-    ours += [(_number, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')]
-    taken = {_name(entry) for entry in torch.serialization.get_safe_globals()}
-    return torch.serialization.safe_globals([entry for entry in ours if _name(entry) not in taken])
+    return allow_globals(ours + [(_number, f'numpy.{core}.multiarray.scalar') for core in ('core', '_core')])
+
+
+@contextmanager
+def allow_globals(entries: Iterable[Any]) -> Iterator[None]:
+    """Let a reader of plain tensors take what files name, in one thread at a time: its list is that of the process.
+
+    Args:
+        entries: As `torch.serialization.safe_globals` takes them; names that are allowed already stay what they are.
+    """
+    with _READING:
+        taken = {_name(entry) for entry in torch.serialization.get_safe_globals()}
+        with torch.serialization.safe_globals([entry for entry in entries if _name(entry) not in taken]):
+            yield
 
 
 def _name(entry: Any) -> str:

@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
+
+from .load import allow_globals
 
 __all__ = ['mmengine_values']
 
@@ -29,5 +30,5 @@ def mmengine_values() -> Iterator[None]:
                *(type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'u4', '?')),
                (_History, 'mmengine.logging.history_buffer.HistoryBuffer'),
                (_no_attribute, 'builtins.getattr'), (_no_attribute, '__builtin__.getattr')]
-    with torch.serialization.safe_globals(allowed):
+    with allow_globals(allowed):
         yield

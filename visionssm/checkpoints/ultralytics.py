@@ -14,7 +14,7 @@ import torch
 
 from visionssm.utils.suggest import list_names
 
-from .load import CheckpointError, read_checkpoint, unsafe_globals
+from .load import CheckpointError, allow_globals, read_checkpoint, unsafe_globals
 
 __all__ = ['read_ultralytics']
 
@@ -58,7 +58,7 @@ def read_ultralytics(path: str | os.PathLike) -> dict[str, Any]:
         raise CheckpointError(
             f'The checkpoint {str(path)!r} was not read: it names Python objects that no file of ultralytics needs: '
             f'{list_names(sorted(foreign))}. They could run code; do not open it unless you know why they are there.')
-    with torch.serialization.safe_globals([(_Shell, name) for name in named] + [(set, 'builtins.set')]):
+    with allow_globals([*((_Shell, name) for name in named), (set, 'builtins.set')]):
         content = read_checkpoint(path)
     models = [content.get(key) for key in ('ema', 'model')]
     model = next((model for model in models if isinstance(model, _Shell)), None)

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def build_model(
         The model, or timm's feature wrapper around it.
     """
     overlay = dict(kwargs.pop('pretrained_cfg_overlay', None) or {})
-    source = None
+    source = state_dict = None
     if pretrained:
         cfg = _configuration(variant, kwargs.get('pretrained_cfg'))
         source = _weight_file(cfg, overlay)
@@ -59,7 +60,8 @@ def build_model(
         if state_dict is not None:
             # Our reader takes the weights that the official evaluation uses and explains damaged files.
             overlay.update(state_dict=state_dict, file=None)
-    with safe_settings():
+    # timm reads the file itself
+    with safe_settings() if pretrained and state_dict is None else nullcontext():
         model = build_model_with_cfg(
             model_cls,
             variant,

@@ -245,8 +245,7 @@ def load_from_visionssm(filename: str, map_location: str | None = None) -> dict:
         return {'state_dict': load_state_dict(name, device=map_location or 'cpu')}
     entry = _entry(name)
     if entry is not None and entry.config:
-        with mmengine_values():
-            state = load_pretrained(entry)
+        state = load_pretrained(entry)
     elif entry is not None:
         state = create_model(name, pretrained=True).state_dict()
     else:
