@@ -65,7 +65,7 @@ def test_the_second_load_reads_what_was_converted(published, server, cache: Path
     first = load().state_dict()
     asked = len(server.requests)
     (cache / 'vim' / 'v.pth').write_bytes(b'not read any more')
-    monkeypatch.setattr(_builder, 'from_official', None)
+    monkeypatch.setattr(_builder, 'rename_from_official', None)
     for key, value in load().state_dict().items():
         assert torch.equal(value, first[key])
     assert len(server.requests) == asked
