@@ -90,6 +90,12 @@ def test_the_comparison_sees_other_weights(exported: tuple[Path, dict]):
     assert compare_onnx(other, exported[0], example_inputs(other), 0).error > 1e-2
 
 
+def test_the_comparison_refuses_other_outputs(exported: tuple[Path, dict]):
+    other = build('vim_pico', num_classes=3, img_size=(40, 56), **ONE_LAYER)
+    with pytest.raises(ValueError, match=r'outputs of the shapes \[.1, 7.\] and the model \[\(1, 3\)\]'):
+        compare_onnx(other, exported[0], example_inputs(other), 0)
+
+
 class Restless(torch.nn.Linear):
     """Multiplies rounding errors."""
 

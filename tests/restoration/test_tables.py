@@ -116,6 +116,16 @@ def test_blended_pieces_show_no_seam(height, width):
     assert seen[-1] == (len(plan_tiles(height, width, 32, 8)),) * 2
 
 
+def test_the_border_of_a_piece_counts_at_the_border_of_the_image_alone():
+    def spoil(part: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(part[..., 2:-2, 2:-2], (2, 2, 2, 2), value=9.)
+
+    x = torch.rand(1, 1, 64, 81)
+    out = restore_tiled(spoil, x, 1, 32, 8)
+    torch.testing.assert_close(out[..., 2:-2, 2:-2], x[..., 2:-2, 2:-2])
+    assert (out[..., :2, :] == 9).all()
+
+
 def test_pieces_cover_the_image_and_overlap_enough():
     pieces = plan_tiles(100, 70, 32, 8)
     covered = torch.zeros(100, 70)
