@@ -1,9 +1,12 @@
 """The command line: its table of commands, what a command does with errors, and that nothing loads before its time."""
+import os
+import subprocess
+import sys
 
 import pytest
 
 from visionssm import cli
-from visionssm.utils.command import Command
+from visionssm.utils.command import Command, run_command
 from visionssm.utils.files import atomic_write
 
 
@@ -48,6 +51,26 @@ def test_errors_end_in_one_line_and_interrupts_in_130(capsys):
         command(['bug'])
     with pytest.raises(ValueError, match='7 is odd'):
         command(['value', '--debug'])
+
+
+@pytest.mark.parametrize(('lines', 'unbuffered'), [(3, ''), (100_000, '1')])
+def test_a_reader_of_the_output_that_goes_away_ends_a_command_quietly(lines, unbuffered):
+    code = ("import sys; from visionssm.utils.command import run_command; sys.stdin.read(); "
+            f"sys.exit(run_command(lambda: [sys.stdout.write('a line' * 9) for _ in range({lines})] and 0))")
+    environment = {**os.environ, 'PYTHONUNBUFFERED': unbuffered}
+    with subprocess.Popen([sys.executable, '-c', code], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        errors = process.stderr.read()
+    assert (process.returncode, errors) == (141, b'')
+
+
+def test_a_broken_pipe_of_another_kind_stays_an_error(capsys):
+    def work():
+        raise BrokenPipeError('a worker is gone')
+
+    assert run_command(work) == 1 and capsys.readouterr().err == 'error: a worker is gone\n'
 
 
 def test_a_file_that_cannot_be_written_is_explained_for_any_command(tmp_path):

@@ -1,6 +1,8 @@
 """What every command-line tool is made of: options, errors and interrupts, and the folder that its results go to."""
 import argparse
 import dataclasses
+import os
+import select
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -81,6 +83,24 @@ def check_folder(folder: Path, option: str) -> None:
         raise PermissionError(f'{option}: the folder {place} cannot be written ({error.strerror})') from error
 
 
+def _reader_is_gone() -> bool:
+    """Tell whether nobody reads the standard output any more, as behind `| head`; what is left for it is dropped."""
+    try:
+        number = sys.stdout.fileno()
+    except OSError:
+        return False
+    # Windows has no poll
+    if not hasattr(select, 'poll'):
+        return False
+    pipe = select.poll()
+    pipe.register(number, 0)
+    gone = any(event & select.POLLERR for _, event in pipe.poll(0))
+    if gone:
+        # Python writes the rest at its end, and would complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return gone
+
+
 def run_command(
         command: Callable[[], int],
         debug: bool = False,
@@ -96,11 +116,15 @@ def run_command(
         errors: The errors that a user can mend.
 
     Returns:
-        The command's own code, 1 after an error, 130 after an interrupt.
+        The command's own code, 1 after an error, 130 after an interrupt, 141 where the reader of the output went away.
     """
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except errors as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            return 141
         if debug:
             raise
         sys.stderr.write(f'error: {error}\n')
