@@ -112,7 +112,8 @@ def fetch_file(
             failures = 1 if now > before else failures + 1
             before = now
             if failures >= attempts:
-                raise DownloadError(f'{error}, {attempts} times in a row; {now} bytes are kept in {part}') from error
+                kept = f'; {now} bytes are kept in {part}' if now else ''
+                raise DownloadError(f'{error}, {attempts} times in a row{kept}') from error
             _logger.info('%s: %s; trying again', url, error)
             time.sleep(min(pause * 2 ** (failures - 1), 30.))
     _state(part).unlink(missing_ok=True)
