@@ -1,4 +1,5 @@
 """The command line: its table of commands, what a command does with errors, and that nothing loads before its time."""
+import importlib
 import os
 import subprocess
 import sys
@@ -38,6 +39,13 @@ def test_a_missing_package_names_the_extra_and_debug_shows_where(monkeypatch, ca
     assert "pip install 'visionssm[mm,dream]'" in capsys.readouterr().err
     with pytest.raises(ImportError):
         cli.main(['dream', '--debug'])
+
+
+def test_the_training_engine_names_its_extra_where_it_is_missing(monkeypatch):
+    engine = pytest.importorskip('visionssm.openmmlab')
+    monkeypatch.setitem(sys.modules, 'mmengine', None)
+    with pytest.raises(ImportError, match=r'mmengine is not installed: pip install "visionssm\[mm\]"'):
+        importlib.reload(engine)
 
 
 def test_errors_end_in_one_line_and_interrupts_in_130(capsys):

@@ -22,4 +22,5 @@ def _require(module: str, extra: str) -> None:
         raise ImportError(f'{module} is not installed: pip install "visionssm[{extra}]" brings it, without a compiler')
 
 
+_require('mmengine', 'mm')
 _import_modules(__name__, __path__)
