@@ -126,7 +126,7 @@ def test_files_of_another_kind_are_refused(tree, text, match):
 
 
 def test_a_file_that_is_not_there_is_named(tree):
-    with pytest.raises(FileNotFoundError, match=r'nothing\.json'):
+    with pytest.raises(FileNotFoundError, match=r'nothing\.json does not exist: check data_root=.* and ann_file'):
         tree.load(ann_file='nothing.json')
 
 

@@ -261,7 +261,10 @@ class CocoDataset(_CocoDataset):
         """Reads and checks the annotation file and returns the images with their objects."""
         name = str(self.ann_file)
         with get_local_path(name, backend_args=self.backend_args) as local:
-            content = read_coco(local, name)
+            try:
+                content = read_coco(local, name)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'{error}: check data_root={self.data_root!r} and ann_file') from error
         if self.classes_from_file:
             self._metainfo['classes'] = tuple(category['name'] for category in content['categories'])
         classes = list(self._metainfo['classes'])
