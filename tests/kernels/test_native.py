@@ -1,5 +1,4 @@
 """The native library: threads, forks, instruction sets, absence, accuracy of its exponential, numbers at its ends."""
-import multiprocessing
 import os
 import re
 import textwrap
@@ -24,6 +23,11 @@ def scan(**inputs):
 
 
 @pytest.fixture
+def path_of_checkout(repo_root):
+    return os.pathsep.join((str(repo_root), str(repo_root / 'kernels')))
+
+
+@pytest.fixture
 def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
@@ -42,7 +46,7 @@ def test_results_do_not_depend_on_the_number_of_threads(groups, threads):
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='threads are counted in /proc')
-def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python, repo_root):
+def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python, path_of_checkout):
     """The OpenMP runtime ends threads that a smaller team leaves out; PyTorch would have to start them again."""
     code = textwrap.dedent("""
         import os, torch, visionssm_kernels as ops
@@ -63,8 +67,7 @@ def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python, repo_root):
             numbers.exp()
             print(name, len(set(os.listdir('/proc/self/task')) - before))
         """)
-    path = os.pathsep.join((str(repo_root), str(repo_root / 'kernels')))
-    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1', 'PYTHONPATH': path})
+    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1', 'PYTHONPATH': path_of_checkout})
     assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines()) == dict.fromkeys(
         ('scan', 'wavefront', 'causal', 'dilated', 'nc_ssd'), '0')
@@ -104,23 +107,28 @@ def test_gradients_of_matrices_are_exact_however_many_slabs_add_to_them(dim, gro
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this platform')
-@pytest.mark.filterwarnings('ignore:.*fork:DeprecationWarning')
-def test_a_forked_child_scans_on_many_threads_and_gets_equal_bits(threads):
-    """The maps are so small that PyTorch's own operations stay on one thread, which would hang."""
-    inputs = scan_inputs(1, 48, 40, 3)
-    threads(2)
-    expected = results_and_gradients(scan, inputs)
+def test_a_forked_child_scans_on_many_threads_and_gets_equal_bits(run_python, path_of_checkout):
+    """The maps are so small that PyTorch's own operations stay on one thread, which would hang.
 
-    def repeat():
-        found = results_and_gradients(scan, inputs)
-        os._exit(int(not all(torch.equal(x, found[name]) for name, x in expected.items())))
-
-    child = multiprocessing.get_context('fork').Process(target=repeat)
-    child.start()
-    child.join(60)
-    if child.is_alive():
-        child.kill()
-    assert child.exitcode == 0
+    In a process of its own: PyTorch refuses gradients in children of one whose autograd has started threads.
+    """
+    code = textwrap.dedent("""
+        import functools, os, torch
+        from visionssm_kernels import selective_scan, use_backend
+        from visionssm_kernels._testing import results_and_gradients, scan_inputs
+        torch.set_num_threads(2)
+        scan, inputs = functools.partial(selective_scan, delta_softplus=True), scan_inputs(1, 48, 40, 3)
+        with use_backend('native'):
+            expected = results_and_gradients(scan, inputs)
+            child = os.fork()
+            found = results_and_gradients(scan, inputs)
+        same = all(torch.equal(x, found[name]) for name, x in expected.items())
+        if child == 0:
+            os._exit(not same)
+        assert same and os.waitpid(child, 0)[1] == 0
+        """)
+    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1', 'PYTHONPATH': path_of_checkout})
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('isa', _native.INSTRUCTION_SETS)
