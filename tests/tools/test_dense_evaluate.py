@@ -4,6 +4,7 @@ import copy
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,14 @@ def test_the_faster_evaluator_gives_the_same_scores(tested, det_config, on_disk,
     assert evaluate([on_disk(cfg), tested[1], '--out', str(tmp_path / 'out.json')]) == 0
     one, two = (json.loads(path.read_text())['bbox'] for path in (tmp_path / 'out.json', tested[2] / 'out.json'))
     assert [one[key] for key in one if key != 'classes'] == pytest.approx([two[key] for key in one if key != 'classes'])
+
+
+def test_the_faster_evaluator_names_its_package_where_it_is_missing(tested, on_disk, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, 'faster_coco_eval', None)
+    cfg = copy.deepcopy(tested[0])
+    cfg.test_evaluator.type = 'FasterCocoMetric'
+    assert 'FasterCocoMetric needs a package that is not installed: pip install faster-coco-eval' in error_of(
+        capsys, on_disk(cfg), tested[1])
 
 
 def test_another_root_and_tta_are_options(tested, coco_tree, on_disk, tmp_path, capsys):

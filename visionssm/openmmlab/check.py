@@ -1,5 +1,6 @@
 """Checking a config before anything is built: every key must mean something to what reads it."""
 import difflib
+import importlib.util
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -42,6 +43,8 @@ SECTIONS = {'model': ('MODELS', 'TASK_UTILS'), 'tta_model': ('MODELS', 'TASK_UTI
             'processor': ('LOG_PROCESSORS',)}
 # OpenMMLab's builders take keys out of such dictionaries that the class of the type does not know
 BUILDER_KEYS = {'nms', 'plugins', 'order', 'dcn'}
+# classes that are registered without the package that they need: its module, and its name for pip
+PACKAGES = {'FasterCocoMetric': ('faster_coco_eval', 'faster-coco-eval')}
 HOOK_NAMES = {'runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint', 'visualization',
               *OWN_HOOKS}
 PIPELINES = {'train_pipeline', 'val_pipeline', 'test_pipeline'}
@@ -235,6 +238,9 @@ def _check_nested(where: str, value: Any, types: _Types) -> None:
     kind = value.get('type')
     found = types.find(where, kind) if isinstance(kind, str) else kind if inspect.isclass(kind) else None
     if found is not None:
+        module, package = PACKAGES.get(found.__name__, ('', ''))
+        if module and importlib.util.find_spec(module) is None:
+            raise ConfigError(f'{where}: {found.__name__} needs a package that is not installed: pip install {package}')
         names, closed = accepted_arguments(found)
         extra = {'type'} | ({'convert_to_iter_based'} if types.is_scheduler(found) else set())
         # read by whoever builds the part: the runner, and the heads of DETR's family
