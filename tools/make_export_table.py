@@ -12,8 +12,6 @@ import argparse
 import datetime
 import json
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ try:
         from tqdm import tqdm
 
         import visionssm
+        from visionssm.analysis.timing import device_name
         from visionssm.models._tasks import task_models
         from visionssm.utils.command import Command
         from visionssm.utils.files import atomic_write
@@ -74,10 +73,9 @@ def setup() -> dict[str, str]:
     import onnx
     import onnxruntime
 
-    described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if Path('/proc/cpuinfo').is_file() else ''
-    cpu = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
-    return {'device': f'{cpu.strip()}, {torch.get_num_threads()} thread(s)', 'torch': torch.__version__,
-            'onnx': onnx.__version__, 'onnxruntime': onnxruntime.__version__, 'visionssm': visionssm.__version__}
+    return {'device': f'{device_name(torch.device("cpu"))}, {torch.get_num_threads()} thread(s)',
+            'torch': torch.__version__, 'onnx': onnx.__version__, 'onnxruntime': onnxruntime.__version__,
+            'visionssm': visionssm.__version__}
 
 
 def measure(name: str, size: tuple[int, int], dynamic: bool, runs: int) -> dict[str, Any]:

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-__all__ = ['Timing', 'alternate', 'check_threads', 'describe_machine', 'held_memory', 'peak_memory', 'run_apart',
-           'runs_for', 'timed']
+__all__ = ['Timing', 'alternate', 'check_threads', 'describe_machine', 'device_name', 'held_memory', 'peak_memory',
+           'run_apart', 'runs_for', 'timed']
 
 Run = Callable[[], Any]
 MOST_THREADS = 8  # for each core
@@ -238,14 +238,17 @@ def check_threads(threads: int) -> None:
     sys.stderr.write(f'warning: {said}: threads wait for each other, and the times mean little\n')
 
 
+def device_name(device: torch.device) -> str:
+    """Return what the maker calls a device; of a CPU the processor's name, where the system tells."""
+    if device.type != 'cpu':
+        return torch.get_device_module(device).get_device_name(device)
+    described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if Path('/proc/cpuinfo').is_file() else ''
+    return next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor()).strip()
+
+
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return what numbers depend on: day, device, threads, versions and the load of the machine."""
-    if device.type == 'cpu':
-        described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if sys.platform == 'linux' else ''
-        name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
-    else:
-        name = torch.get_device_module(device).get_device_name(device)
     load = round(os.getloadavg()[0], 1) if hasattr(os, 'getloadavg') else None
-    return {'date': datetime.date.today().isoformat(), 'device': f'{device.type} {name}'.strip(),
+    return {'date': datetime.date.today().isoformat(), 'device': f'{device.type} {device_name(device)}'.strip(),
             'threads': torch.get_num_threads(), 'python': platform.python_version(), 'torch': torch.__version__,
             'load average': load}

@@ -5,7 +5,6 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import statistics
 import subprocess
@@ -21,6 +20,7 @@ from mmengine.device import get_device
 
 from .._version import __version__
 from ..analysis import count_flops
+from ..analysis.timing import device_name
 from ..utils.command import run_command
 from ..utils.files import atomic_write
 from ..utils.paths import config_root
@@ -46,14 +46,9 @@ def find_configs() -> list[str]:
 def describe_machine() -> dict[str, str]:
     """Describes what times and the last digits of accuracies depend on."""
     device = get_device()
-    if device == 'cpu':
-        described = Path('/proc/cpuinfo').read_text(encoding='utf-8') if Path('/proc/cpuinfo').is_file() else ''
-        name = next(iter(re.findall(r'model name\s*: (.*)', described)), platform.processor())
-        name += f', {torch.get_num_threads()} threads'
-    else:
-        name = torch.get_device_module(device).get_device_name()
-    return {'device': f'{device} ({name.strip()})', 'python': platform.python_version(), 'torch': torch.__version__,
-            'timm': timm.__version__, 'visionssm': __version__}
+    threads = f', {torch.get_num_threads()} threads' if device == 'cpu' else ''
+    return {'device': f'{device} ({device_name(torch.device(device))}{threads})', 'python': platform.python_version(),
+            'torch': torch.__version__, 'timm': timm.__version__, 'visionssm': __version__}
 
 
 def _experiment(cfg: Config) -> str:
