@@ -182,10 +182,10 @@ class BiMamba(nn.Module):
 
         Hooks want a call, and those of pruning and of the older weight norm make the weight that is read.
         """
-        return not any(
-            type(layer) is not nn.Linear and layer is not ssm or layer._forward_hooks or layer._forward_pre_hooks
-            or layer._backward_hooks or layer._backward_pre_hooks
-            for ssm in (self.ssm, self.ssm_b) for layer in (ssm, ssm.x_proj, ssm.dt_proj))
+        layers = [layer for ssm in (self.ssm, self.ssm_b) for layer in (ssm.x_proj, ssm.dt_proj)]
+        hooked = any(layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks
+                     or layer._backward_pre_hooks for layer in (self.ssm, self.ssm_b, *layers))
+        return not hooked and all(type(layer) is nn.Linear for layer in layers)
 
     def _scan_both(self, x: torch.Tensor) -> torch.Tensor:
         """Mix (B, L, D) in both directions by one call each: on short sequences calls take as long as the work."""

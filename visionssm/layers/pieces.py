@@ -7,7 +7,12 @@ from torch import nn
 
 from visionssm_kernels.selective_scan_2d.routes import is_traced
 
-__all__ = ['count_pieces', 'in_pieces']
+__all__ = ['count_pieces', 'in_pieces', 'is_plain_inference']
+
+
+def is_plain_inference(x: torch.Tensor) -> bool:
+    """Say whether no graph is made of what happens to x, and no gradient is wanted."""
+    return not (is_traced(x) or torch.jit.is_tracing() or torch.is_grad_enabled())
 
 
 def count_pieces(x: torch.Tensor, numbers: int, most: int, module: nn.Module) -> int:
@@ -23,7 +28,7 @@ def count_pieces(x: torch.Tensor, numbers: int, most: int, module: nn.Module) ->
         1 where a graph is made, where gradients are needed, in training and on other devices than a CPU.
     """
     # First, as a graph has no answers to what comes behind it, or takes sizes for constants.
-    if is_traced(x) or torch.jit.is_tracing() or torch.is_grad_enabled() or not x.is_cpu:
+    if not is_plain_inference(x) or not x.is_cpu:
         return 1
     pieces = numbers // most
     if pieces < 2:

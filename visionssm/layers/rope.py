@@ -5,7 +5,7 @@ from typing import Optional
 import torch
 from timm.layers import register_notrace_function
 
-from visionssm_kernels.selective_scan_2d.routes import is_traced
+from .pieces import is_plain_inference
 
 __all__ = ['apply_rotary', 'rotary_table']
 
@@ -66,9 +66,7 @@ def _turn(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 @torch.jit.unused
 def _is_complex(x: torch.Tensor) -> bool:
     """Says whether channel pairs in memory can be read as complex numbers; in graphs and for gradients they are not."""
-    if torch.is_grad_enabled() or is_traced(x) or torch.jit.is_tracing():
-        return False
-    if x.dtype not in (torch.float32, torch.float64):
+    if not is_plain_inference(x) or x.dtype not in (torch.float32, torch.float64):
         return False
     return x.stride(-1) == 1 and not any(n % 2 for n in (x.shape[-1], x.storage_offset(), *x.stride()[:-1]))
 
