@@ -1,31 +1,12 @@
 """Which backend computes gradients: accelerators compute them in threads that see no context of the caller."""
-import functools
 import threading
 
 import pytest
 import torch
 
-from visionssm_kernels import (
-    _dispatch,
-    causal_conv1d,
-    dilated_conv2d,
-    nc_ssd,
-    selective_scan,
-    ssd,
-    use_backend,
-    wavefront_scan_2d,
-)
-from visionssm_kernels._testing import nc_ssd_inputs, scan_inputs, ssd_inputs, wavefront_inputs
-
-OPS = {
-    'causal_conv1d': (causal_conv1d, lambda: {'x': torch.randn(1, 3, 5), 'weight': torch.randn(3, 2)}),
-    'dilated_conv2d': (functools.partial(dilated_conv2d, dilations=(1,)),
-                       lambda: {'x': torch.randn(1, 3, 4, 4), 'weight': torch.randn(1, 3, 3, 3)}),
-    'nc_ssd': (nc_ssd, functools.partial(nc_ssd_inputs, 1, 4, 2, 3, 1, 2)),
-    'selective_scan': (selective_scan, functools.partial(scan_inputs, 1, 3, 5, 2)),
-    'ssd': (ssd, functools.partial(ssd_inputs, 1, 5, 2, 3, 1, 2)),
-    'wavefront_scan_2d': (wavefront_scan_2d, functools.partial(wavefront_inputs, 1, 2, 3, 4, 2)),
-}
+from visionssm.commands.doctor import OPS
+from visionssm_kernels import _dispatch, nc_ssd, use_backend
+from visionssm_kernels._testing import nc_ssd_inputs
 
 
 @pytest.fixture
@@ -50,7 +31,7 @@ def backward_in_a_thread(out: torch.Tensor) -> None:
 
 def run(op: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
     function, make = OPS[op]
-    inputs = {name: x.requires_grad_() for name, x in make().items()}
+    inputs = {name: x.requires_grad_() for name, x in make(dtype=torch.float32, device=torch.device('cpu')).items()}
     with use_backend('reference'):
         return function(**inputs), list(inputs.values())
 

@@ -23,11 +23,6 @@ def scan(**inputs):
 
 
 @pytest.fixture
-def path_of_checkout(repo_root):
-    return os.pathsep.join((str(repo_root), str(repo_root / 'kernels')))
-
-
-@pytest.fixture
 def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
@@ -46,7 +41,7 @@ def test_results_do_not_depend_on_the_number_of_threads(groups, threads):
 
 
 @pytest.mark.skipif(not os.path.exists('/proc/self/task'), reason='threads are counted in /proc')
-def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python, path_of_checkout):
+def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python):
     """The OpenMP runtime ends threads that a smaller team leaves out; PyTorch would have to start them again."""
     code = textwrap.dedent("""
         import os, torch, visionssm_kernels as ops
@@ -67,7 +62,7 @@ def test_threads_of_pytorch_survive_ops_with_few_tasks(run_python, path_of_check
             numbers.exp()
             print(name, len(set(os.listdir('/proc/self/task')) - before))
         """)
-    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1', 'PYTHONPATH': path_of_checkout})
+    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1'})
     assert done.returncode == 0, done.stderr
     assert dict(line.split() for line in done.stdout.splitlines()) == dict.fromkeys(
         ('scan', 'wavefront', 'causal', 'dilated', 'nc_ssd'), '0')
@@ -107,7 +102,7 @@ def test_gradients_of_matrices_are_exact_however_many_slabs_add_to_them(dim, gro
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork on this platform')
-def test_a_forked_child_scans_on_many_threads_and_gets_equal_bits(run_python, path_of_checkout):
+def test_a_forked_child_scans_on_many_threads_and_gets_equal_bits(run_python):
     """The maps are so small that PyTorch's own operations stay on one thread, which would hang.
 
     In a process of its own: PyTorch refuses gradients in children of one whose autograd has started threads.
@@ -127,7 +122,7 @@ def test_a_forked_child_scans_on_many_threads_and_gets_equal_bits(run_python, pa
             os._exit(not same)
         assert same and os.waitpid(child, 0)[1] == 0
         """)
-    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1', 'PYTHONPATH': path_of_checkout})
+    done = run_python('-c', code, env=os.environ | {'VISIONSSM_STRICT': '1'})
     assert done.returncode == 0, done.stderr
 
 
